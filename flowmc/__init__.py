@@ -1,0 +1,18 @@
+"""Exact Markov-chain Monte Carlo of lattice field theories, with trained flows as proposals.
+
+A theory gives an action; a flow (torch) is trained against it and becomes a *proposal*; a *certificate* says that its
+``log_q`` is what it claims to be; kernels (JAX) turn it into an exact chain, mixed with hybrid Monte Carlo; the driver
+streams the chains into an ensemble. Start reading at `flowmc.theories.base`, then `flowmc.proposals.base`,
+`flowmc.kernels.base` and `flowmc.sampling`.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+__all__ = ["__version__"]
+
+try:
+    __version__ = version("flowmc-lattice")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"

@@ -1,0 +1,89 @@
+"""The borders between array libraries: one action for NumPy, torch and JAX, and no silent loss of precision.
+
+An action is written once against the Python array API; `namespace` finds the library of its argument. Fields enter an
+action in float64 during production; JAX truncates to float32 unless its x64 switch is on, so that is checked here and
+never assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import array_api_compat
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmc.errors import LatticeMismatchError, NonFiniteError, PrecisionError
+
+__all__ = ["Array", "batch_axes", "check_field", "check_finite", "float64", "namespace", "require_x64"]
+
+Array: TypeAlias = Any
+"""An array of NumPy, torch or JAX: the array API has no common static type yet."""
+
+
+def namespace(field: Array) -> Any:
+    """Return the array-API namespace of an array (`numpy`, `torch` or `jax.numpy`, wrapped where it must be)."""
+    return array_api_compat.array_namespace(field)
+
+
+def batch_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the axes of the lattice in a batch ``(n, *shape)``, counted from the end."""
+    return tuple(range(-len(shape), 0))
+
+
+def float64(array: Array) -> Array:
+    """Return the array in double precision, in its own library and on its own device."""
+    xp = namespace(array)
+    return array if array.dtype == xp.float64 else xp.astype(array, xp.float64)
+
+
+def require_x64() -> None:
+    """Refuse to go on while JAX would truncate float64 to float32.
+
+    Raises
+    ------
+    PrecisionError
+        If JAX's x64 switch is off.
+    """
+    if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        raise PrecisionError(
+            got="JAX with its x64 switch off: float64 arrays would be truncated to float32 without a word",
+            expected="jax_enable_x64 = True (actions, weights and energy differences are summed in float64)",
+            fix='call `jax.config.update("jax_enable_x64", True)` before any JAX array is made, '
+            "or set JAX_ENABLE_X64=1 in the environment",
+        )
+
+
+def check_field(field: Array, shape: Sequence[int], what: str = "field") -> None:
+    """Check that a field is a batch ``(n, *shape)``.
+
+    Raises
+    ------
+    LatticeMismatchError
+        If it is not.
+    """
+    if field.ndim != len(shape) + 1 or tuple(field.shape[1:]) != tuple(shape):
+        raise LatticeMismatchError(
+            got=f"{what} of shape {tuple(field.shape)}",
+            expected=f"(n, {', '.join(map(str, shape))}): a batch of configurations on the lattice {tuple(shape)}",
+            fix="reshape the array, or build the theory and the flow on its lattice",
+        )
+
+
+def check_finite(array: NDArray[np.floating[Any]], what: str, fix: str) -> None:
+    """Check that every element of a NumPy array is finite.
+
+    Raises
+    ------
+    NonFiniteError
+        If one is not; the message counts them.
+    """
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    if bad:
+        raise NonFiniteError(
+            got=f"{bad} of {array.size} values of the {what} are not finite",
+            expected=f"a finite {what}",
+            fix=fix,
+        )

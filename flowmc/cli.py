@@ -1,0 +1,281 @@
+"""The command line: a thin skin over `flowmc.workflows`.
+
+Results go to standard output (with ``--json`` one JSON object and nothing else), progress and errors to standard error.
+Exit status: 0 done (a wall-time limit included), 1 refused or failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import rich.table
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from flowmc.stopping import Stopper
+    from flowmc_analysis.ensemble import EnsembleAnalysis
+    from flowmc_analysis.tables import Table
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="flowmc",
+    help="Exact Markov-chain Monte Carlo of lattice field theories, with trained flows as proposals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+INTERRUPTED = 130
+
+Config = Annotated[Path, typer.Argument(help="Run description (TOML).", metavar="CONFIG")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what exists; more cycles extend a finished run.")]
+MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Stop cleanly at this wall-time limit.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+
+
+def _prepare() -> None:
+    """Set up the process before torch and JAX are imported."""
+    # Two thread pools that spin while they wait starve each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # An explicit JAX_ENABLE_X64=0 stays as it is, and is refused where it matters.
+    os.environ.setdefault("JAX_ENABLE_X64", "1")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn the project's typed errors into a message and exit status 1."""
+    from flowmc.errors import FlowmcError
+    from flowmc_analysis.errors import AnalysisError
+    from flowmc_ensembles.errors import EnsembleError
+
+    try:
+        yield
+    except (FlowmcError, AnalysisError, EnsembleError) as error:
+        console = Console(stderr=True)
+        console.print(f"[bold red]error[/] ({type(error).__name__})", highlight=False)
+        for label, text in (("got", error.got), ("expected", error.expected), ("fix", error.fix)):
+            console.print(f"{label:>9}: {text}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except OSError as error:
+        Console(stderr=True).print(f"error ({type(error).__name__}): {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _close(stopper: Stopper, *, finished: bool, reason: str, target: Path) -> None:
+    """Say how a stoppable command ended, and exit with the status of an interrupt if it was one."""
+    if finished:
+        return
+    again = f"{reason}: stopped at a committed state of {target}; repeat the command with --resume to go on"
+    Console(stderr=True).print(again, markup=False, soft_wrap=True)
+    if stopper.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    # Plain print: rich would wrap long lines.
+    typer.echo(json.dumps(data, allow_nan=False))
+
+
+@app.command()
+def run(
+    config: Config,
+    output: Annotated[Path | None, typer.Option("--output", help="Folder of the results [runs/NAME].")] = None,
+    resume: Resume = False,
+    max_minutes: MaxMinutes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train, certify, sample, make the baselines, analyse and report."""
+    with _errors():
+        from flowmc.display import TerminalDisplay
+        from flowmc.stopping import Stopper
+        from flowmc.workflows import run_all
+
+        target = output or Path("runs") / config.stem
+        with Stopper(max_minutes) as stopper:
+            report = run_all(config, target, resume=resume, should_stop=stopper, display=TerminalDisplay())
+        if not report.finished:
+            _close(stopper, finished=False, reason=report.stop_reason, target=target)
+        elif as_json:
+            _print_json(report.to_dict())
+        else:
+            _print_tables(report.comparison.tables() if report.comparison else _tables(report.analyses[0]))
+            typer.echo(f"report: {report.html}")
+        if report.finished and not report.consistent:
+            raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    config: Config,
+    output: Annotated[Path, typer.Option("--output", help="Flow file to write (.safetensors).", metavar="FLOW")],
+    resume: Resume = False,
+    max_minutes: MaxMinutes = None,
+) -> None:
+    """Train the flow of a run description."""
+    with _errors():
+        from flowmc.config import read_run
+        from flowmc.display import TerminalDisplay
+        from flowmc.stopping import Stopper
+        from flowmc.workflows import train_flow
+
+        with Stopper(max_minutes) as stopper:
+            saved = train_flow(read_run(config), output, resume=resume, should_stop=stopper, display=TerminalDisplay())
+            reason = "" if saved else stopper()
+        _close(stopper, finished=saved is not None, reason=reason, target=output)
+        if saved is not None:
+            seconds, ess = saved.training["seconds"], saved.training["ess_batch"]
+            typer.echo(
+                f"{output}: fingerprint {saved.fingerprint[:16]}, {seconds:.0f} s, ESS of the last batch {ess:.2f}"
+            )
+
+
+@app.command()
+def certify(
+    flow: Annotated[Path, typer.Argument(help="Flow file.", metavar="FLOW")],
+    precision: Annotated[str, typer.Option(help="Type in which the networks run: float64 or float32.")] = "float64",
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether a flow's log q is the log density of what it draws; exit status 1 if not."""
+    with _errors():
+        from flowmc.workflows import certify_flow
+
+        certificate = certify_flow(flow, precision=precision, seed=seed)
+        if as_json:
+            _print_json(certificate.to_dict())
+        else:
+            columns = ("check", "value", "limit", "unit", "passed", "detail")
+            rows = [
+                (c.name, f"{c.value:.2g}", f"{c.tolerance:.2g}", c.unit, "yes" if c.passed else "NO", c.detail)
+                for c in certificate.checks
+            ]
+            _print_table(f"certificate of {flow.name}", columns, rows)
+        certificate.require()
+
+
+@app.command()
+def sample(
+    config: Config,
+    output: Annotated[Path, typer.Option("--output", help="Ensemble to write.", metavar="ENS.h5")],
+    flow: Annotated[Path | None, typer.Option("--flow", help="Flow file; not needed by HMC.", metavar="FLOW")] = None,
+    resume: Resume = False,
+    max_minutes: MaxMinutes = None,
+) -> None:
+    """Make, resume or extend an ensemble with the kernel of the sampling section."""
+    with _errors():
+        from flowmc.config import read_run
+        from flowmc.display import TerminalDisplay
+        from flowmc.stopping import Stopper
+        from flowmc.workflows import sample_ensemble
+
+        description = read_run(config)
+        with Stopper(max_minutes) as stopper:
+            result = sample_ensemble(
+                description,
+                description.sampling,
+                output,
+                flow_path=flow,
+                resume=resume,
+                should_stop=stopper,
+                display=TerminalDisplay(),
+                base=config.parent,
+            )
+        _close(stopper, finished=result.finished, reason=result.stop_reason, target=output)
+        typer.echo(f"{output}: {result.cycles_done} cycles")
+
+
+@app.command()
+def analyze(
+    ensemble: Annotated[Path, typer.Argument(help="Ensemble.", metavar="ENS.h5")], as_json: AsJson = False
+) -> None:
+    """Estimate observables, autocorrelation times, acceptance, ESS and ln Z of an ensemble."""
+    with _errors():
+        from flowmc_analysis.ensemble import analyze as analyze_ensemble
+
+        analysis = analyze_ensemble(ensemble)
+        if as_json:
+            _print_json(analysis.to_dict())
+        else:
+            _print_tables(_tables(analysis))
+
+
+@app.command()
+def compare(
+    one: Annotated[Path, typer.Argument(help="First ensemble.", metavar="A.h5")],
+    other: Annotated[Path, typer.Argument(help="Second ensemble.", metavar="B.h5")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two ensembles of one theory: observables, monitors and cost; exit status 1 if they disagree."""
+    with _errors():
+        from flowmc_analysis.comparison import compare as compare_ensembles
+
+        comparison = compare_ensembles(one, other)
+        if as_json:
+            _print_json(comparison.to_dict())
+        else:
+            _print_tables(comparison.tables())
+        if not comparison.passed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    ensemble: Annotated[Path, typer.Argument(help="Ensemble.", metavar="ENS.h5")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every configuration and check its checksum.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an ensemble holds."""
+    with _errors():
+        from flowmc_ensembles import format_summary
+        from flowmc_ensembles import inspect as inspect_ensemble
+
+        summary = inspect_ensemble(ensemble, verify=verify)
+        if as_json:
+            _print_json(summary)
+        else:
+            typer.echo(format_summary(summary))
+
+
+def _tables(analysis: EnsembleAnalysis) -> tuple[Table, ...]:
+    from flowmc_analysis.tables import monitor_table, observable_table, sampler_table, tau_table
+
+    return tuple(build([analysis]) for build in (observable_table, tau_table, sampler_table, monitor_table))
+
+
+def _print_tables(tables: Iterable[Table]) -> None:
+    for table in tables:
+        _print_table(table.title, table.columns, table.rows, table.note)
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> None:
+    console = Console()
+    if not console.is_terminal:
+        # A file or a pipe has no width to respect; cells must stay whole.
+        console = Console(width=250)
+    shown = rich.table.Table(title=title, title_justify="left", caption=note, caption_justify="left")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        # As plain text: square brackets in a cell are not markup.
+        shown.add_row(*(Text(cell) for cell in row))
+    console.print(shown)
+
+
+def main() -> None:
+    """Run the command line."""
+    _prepare()
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Run descriptions: one TOML file, validated as a whole before anything starts.
+
+Sections: ``theory``, ``flow``, ``training``, ``sampling``, ``baseline``, ``ensemble``. Each is checked against the
+dataclass that it becomes, so that a new method brings its own keys; an unknown key is refused with the nearest known
+one.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from flowmc.errors import ConfigError, FlowmcError, ParameterError
+from flowmc.flows import FLOWS
+from flowmc.kernels import INTEGRATORS
+from flowmc.sampling import SamplingPlan
+from flowmc.theories import THEORIES, Theory
+from flowmc.training import TrainingConfig
+
+__all__ = ["KERNELS", "BaselineConfig", "EnsembleConfig", "RunConfig", "SamplingConfig", "parse_run", "read_run"]
+
+KERNELS = ("hybrid", "flow", "hmc")
+"""What a chain may be made of: HMC and flow proposals in turn, flow proposals alone, HMC alone."""
+STARTS = ("auto", "cold", "hot", "flow")
+PRECISIONS = ("float64", "float32")
+SECTIONS = ("theory", "flow", "training", "sampling", "baseline", "ensemble")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """The ``[sampling]`` section.
+
+    Parameters
+    ----------
+    kernel
+        "hybrid" (a fixed cycle of HMC trajectories and flow proposals), "flow" or "hmc".
+    seed
+        Seed of the run.
+    chains
+        Chains, advanced together.
+    cycles
+        Cycles of production.
+    thermalisation
+        Cycles before production.
+    tuning
+        Cycles, the first of the thermalisation, in which the step size adapts.
+    cycles_per_block
+        Cycles between commits to the file.
+    save_every
+        Cycles between stored configurations.
+    hmc_trajectories
+        HMC trajectories in a cycle.
+    flow_proposals
+        Flow proposals in a cycle.
+    integrator
+        "minimum_norm" or "leapfrog".
+    trajectory_length
+        Fictitious time of a trajectory, dimensionless.
+    step_size
+        Molecular-dynamics step; the first guess of the tuner where ``tuning`` > 0.
+    target_acceptance
+        Acceptance of trajectories that the tuner aims at.
+    start
+        "auto" (flow draws where there is a flow, else hot), "cold", "hot" or "flow".
+    start_from
+        Path of an ensemble whose last state to start from; overrides ``start``.
+    precision
+        Type in which the flow's networks run in production.
+    threads
+        Threads of torch while sampling; more than one fights with JAX's own.
+    """
+
+    kernel: str = "hybrid"
+    seed: int = 0
+    chains: int = 32
+    cycles: int = 1000
+    thermalisation: int = 100
+    tuning: int = 50
+    cycles_per_block: int = 50
+    save_every: int = 1
+    hmc_trajectories: int = 1
+    flow_proposals: int = 4
+    integrator: str = "minimum_norm"
+    trajectory_length: float = 1.0
+    step_size: float = 0.1
+    target_acceptance: float = 0.85
+    start: str = "auto"
+    start_from: str = ""
+    precision: str = "float64"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        choices = {"kernel": KERNELS, "start": STARTS, "precision": PRECISIONS, "integrator": tuple(INTEGRATORS)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ParameterError(
+                    got=f"{name} = {getattr(self, name)!r}", expected=f"one of {list(known)}", fix=f"correct `{name}`"
+                )
+        if not 0 < self.target_acceptance < 1:
+            raise ParameterError(
+                got=f"target_acceptance = {self.target_acceptance}",
+                expected="a number between 0 and 1",
+                fix="correct it",
+            )
+        positive = ["hmc_trajectories", "flow_proposals", "trajectory_length", "step_size", "threads"]
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ParameterError(got=f"{name} = {getattr(self, name)}", expected=f"{name} > 0", fix="correct it")
+        if self.kernel == "hmc" and self.start == "flow" and not self.start_from:
+            raise ParameterError(
+                got='kernel = "hmc" with start = "flow"', expected="a flow to draw from", fix='take start = "hot"'
+            )
+        # Refused here rather than when the sampling starts, which may be after a long training.
+        _ = self.plan
+
+    @property
+    def plan(self) -> SamplingPlan:
+        """The driver's plan."""
+        return SamplingPlan(
+            n_chains=self.chains,
+            n_cycles=self.cycles,
+            n_thermalisation=self.thermalisation,
+            n_tuning=0 if self.kernel == "flow" else self.tuning,
+            cycles_per_block=self.cycles_per_block,
+            save_every=self.save_every,
+        )
+
+    @property
+    def needs_flow(self) -> bool:
+        """Whether the kernel proposes with a flow."""
+        return self.kernel != "hmc"
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """The ``[baseline]`` section: what the main ensemble is compared with, under otherwise equal settings.
+
+    Parameters
+    ----------
+    kernels
+        Kernels of the baseline ensembles.
+    cycles, thermalisation, cycles_per_block, save_every
+        As in ``[sampling]``; those left out are taken from there.
+    """
+
+    kernels: tuple[str, ...] = ("hmc",)
+    cycles: int | None = None
+    thermalisation: int | None = None
+    cycles_per_block: int | None = None
+    save_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.kernels) - set(KERNELS):
+            raise ParameterError(
+                got=f"baseline kernels {sorted(unknown)}", expected=f"some of {list(KERNELS)}", fix="correct `kernels`"
+            )
+
+    def sampling(self, kernel: str, main: SamplingConfig) -> SamplingConfig:
+        """Return the settings of the baseline with this kernel."""
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "kernels"}
+        given = {name: value for name, value in own.items() if value is not None}
+        return replace(main, kernel=kernel, start="auto", start_from="", **given)
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """The ``[ensemble]`` section: metadata of the files, with the names of QCDml 2.0."""
+
+    collaboration: str = ""
+    project_name: str = ""
+    license_uri: str = ""
+    markov_chain_uri: str = ""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run description."""
+
+    theory: Theory
+    flow: Mapping[str, Any] | None
+    """Kind and hyper-parameters of the flow, or None for a run without one."""
+    training: TrainingConfig
+    sampling: SamplingConfig
+    baseline: BaselineConfig
+    ensemble: EnsembleConfig
+
+    def baselines(self) -> dict[str, SamplingConfig]:
+        """Return the settings of the baseline ensembles, by kernel."""
+        kernels = [kernel for kernel in self.baseline.kernels if kernel != self.sampling.kernel]
+        return {kernel: self.baseline.sampling(kernel, self.sampling) for kernel in kernels}
+
+
+def read_run(path: Path) -> RunConfig:
+    """Read and validate a run description.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or is not TOML, or a section, key or value is wrong.
+    """
+    if not path.is_file():
+        raise ConfigError(got=f"no file {path}", expected="a run description in TOML", fix="check the path")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(got=f"{path}: {error}", expected="valid TOML", fix="correct the syntax there") from error
+    return parse_run(tables)
+
+
+def parse_run(tables: Mapping[str, Any]) -> RunConfig:
+    """Validate the tables of a run description.
+
+    Raises
+    ------
+    ConfigError
+        If a section, key or value is wrong.
+    """
+    _refuse_unknown("the file", tables, SECTIONS)
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(got=f"{name} = {table!r}", expected=f"a section [{name}]", fix="correct the file")
+    if "theory" not in tables:
+        raise ConfigError(got="no [theory] section", expected="[theory] with name, shape and couplings", fix="add it")
+    theory = _choose("theory", "name", tables["theory"], THEORIES)
+    flow = None
+    if "flow" in tables:
+        kinds = {kind: flow_class.Config for kind, flow_class in FLOWS.items()}
+        _choose("flow", "kind", tables["flow"], kinds)
+        flow = dict(tables["flow"])
+    run = RunConfig(
+        theory=theory,
+        flow=flow,
+        training=_section("training", tables.get("training", {}), TrainingConfig),
+        sampling=_section("sampling", tables.get("sampling", {}), SamplingConfig),
+        baseline=_section("baseline", tables.get("baseline", {"kernels": []}), BaselineConfig),
+        ensemble=_section("ensemble", tables.get("ensemble", {}), EnsembleConfig),
+    )
+    try:
+        run.baselines()
+    except ParameterError as error:
+        raise ConfigError(got=f"[baseline] {error.got}", expected=error.expected, fix=error.fix) from error
+    return run
+
+
+Parsed = TypeVar("Parsed")
+
+
+def _choose(section: str, selector: str, table: Mapping[str, Any], known: Mapping[str, type[Parsed]]) -> Parsed:
+    """Validate a section whose key ``selector`` names the class that it becomes."""
+    chosen = str(table.get(selector))
+    if chosen not in known:
+        near = get_close_matches(str(chosen), known, n=1)
+        raise ConfigError(
+            got=f"[{section}] {selector} = {chosen!r}",
+            expected=f"one of {sorted(known)}",
+            fix=f"did you mean {near[0]!r}?" if near else f"set `{selector}`",
+        )
+    rest = {key: value for key, value in table.items() if key != selector}
+    return _section(section, rest, known[chosen], extra=(selector,))
+
+
+def _section(section: str, table: Mapping[str, Any], kind: type[Parsed], extra: Iterable[str] = ()) -> Parsed:
+    _refuse_unknown(f"[{section}]", table, [*(item.name for item in fields(kind)), *extra])  # type: ignore[arg-type]
+    try:
+        # Through JSON: strict validation then still takes a table for a dataclass and an array for a tuple.
+        return TypeAdapter(kind).validate_json(json.dumps(dict(table), default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, FlowmcError):
+            raise ConfigError(got=f"[{section}] {cause.got}", expected=cause.expected, fix=cause.fix) from cause
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            got=f"[{section}] {key} = {first.get('input')!r}"
+            if first["type"] != "missing"
+            else f"[{section}] no {key}",
+            expected=first["msg"][0].lower() + first["msg"][1:],
+            fix=f"correct `{key}` in [{section}]",
+        ) from error
+
+
+def _refuse_unknown(where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+    names = list(known)
+    for key in table:
+        if key not in names:
+            near = get_close_matches(key, names, n=1, cutoff=0.5)
+            raise ConfigError(
+                got=f"unknown key {key!r} in {where}",
+                expected=f"one of {sorted(names)}",
+                fix=f"did you mean {near[0]!r}?" if near else "remove it",
+            )

@@ -1,0 +1,97 @@
+"""Built-in flows (torch). To add one: one file, one line in `FLOWS`, which also parametrises the contract tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowmc.errors import ConfigError, FlowFileError
+from flowmc.flows.base import BaseDensity, Flow, TransportFlow
+from flowmc.flows.coupling import CouplingFlow
+from flowmc.flows.file import SavedFlow, describe_flow, fingerprint, save_flow
+from flowmc.seeds import fold
+
+__all__ = [
+    "FLOWS",
+    "BaseDensity",
+    "CouplingFlow",
+    "Flow",
+    "SavedFlow",
+    "TransportFlow",
+    "build_flow",
+    "describe_flow",
+    "fingerprint",
+    "load_flow",
+    "save_flow",
+]
+
+FLOWS: dict[str, type[Flow]] = {flow.kind: flow for flow in (CouplingFlow,)}
+"""Every built-in flow by its kind in run descriptions and files."""
+
+
+def build_flow(description: Mapping[str, Any], shape: tuple[int, ...], seed: int = 0) -> Flow:
+    """Build an untrained flow from its kind and hyper-parameters.
+
+    Parameters
+    ----------
+    description
+        ``{"kind": ..., **hyper_parameters}``, as `describe_flow` returns it.
+    shape
+        Lattice extents.
+    seed
+        Seed of the initial weights.
+
+    Raises
+    ------
+    ConfigError
+        If the kind is unknown or a hyper-parameter is superfluous.
+    """
+    hyper = dict(description)
+    kind = hyper.pop("kind", None)
+    if kind not in FLOWS:
+        raise ConfigError(got=f"flow kind {kind!r}", expected=f"one of {sorted(FLOWS)}", fix="correct `kind`")
+    try:
+        config = FLOWS[kind].Config(**hyper)
+    except TypeError as error:
+        raise ConfigError(
+            got=f"hyper-parameters {sorted(hyper)} for a {kind!r} flow ({error})",
+            expected=f"a subset of {sorted(item.name for item in fields(FLOWS[kind].Config))}",
+            fix="correct the flow's description",
+        ) from error
+    # Initialisers of torch.nn draw from the global generator: borrow it, and give it back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(seed, "weights"))
+        return FLOWS[kind](shape, config)
+
+
+def load_flow(path: Path) -> tuple[Flow, SavedFlow]:
+    """Read a flow file and build its flow.
+
+    Raises
+    ------
+    FlowFileError
+        If the file cannot be read, or its weights do not fit its configuration or its fingerprint.
+    """
+    saved = SavedFlow.read(path)
+    flow = build_flow(saved.flow, saved.theory.shape)
+    # Weights may have been saved in a wider type than they were trained in; loading must not narrow them.
+    flow.to(next(tensor.dtype for tensor in saved.tensors.values() if tensor.is_floating_point()))
+    try:
+        flow.load_state_dict(saved.tensors)
+    except RuntimeError as error:
+        raise FlowFileError(
+            got=f"{path}, whose weights do not fit its own configuration ({error})",
+            expected=f"the weights of {saved.flow}",
+            fix="the file was altered: train again",
+        ) from error
+    if (found := fingerprint(flow)) != saved.fingerprint:
+        raise FlowFileError(
+            got=f"{path} with fingerprint {found[:16]}...",
+            expected=f"{saved.fingerprint[:16]}..., as its header says",
+            fix="the weights were altered after training: restore the file, or train again",
+        )
+    return flow, saved

@@ -1,0 +1,72 @@
+"""What the kernels see of a flow, whatever made it: numbered batches of draws with log q, on the host, as NumPy arrays.
+
+A proposal draws independently of the chain's state, so that all sampling of the flow leaves the sequential loop: large
+batches are drawn beforehand and only their weights enter the scan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Proposal", "ProposalMetadata", "TransportProposal"]
+
+
+@dataclass(frozen=True)
+class ProposalMetadata:
+    """What a proposal says of itself.
+
+    Parameters
+    ----------
+    event_shape
+        Shape of one configuration.
+    dtype
+        Floating-point type in which the proposal computes, for example "float32".
+    deterministic
+        Whether ``log_prob`` is a function of the field alone (no dropout, no random trace estimate).
+    exact
+        Whether log q is the log density of the map as run, up to rounding.
+    fingerprint
+        SHA-256 over weights and code id, in hexadecimal.
+    """
+
+    event_shape: tuple[int, ...]
+    dtype: str
+    deterministic: bool
+    exact: bool
+    fingerprint: str
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """An independence proposal: exact draws with their log density."""
+
+    @property
+    def metadata(self) -> ProposalMetadata:
+        """What the proposal says of itself."""
+
+    def sample(self, seed: int, n: int) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
+        """Draw ``n`` fields, (n, *event_shape), and log q, (n,) float64; the result depends on (seed, n) alone."""
+
+    def log_prob(self, field: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return log q of fields (n, *event_shape): (n,) float64, −inf outside the support."""
+
+
+@runtime_checkable
+class TransportProposal(Proposal, Protocol):
+    """Optional capability: the proposal is a map of a base density, and its Jacobian can be checked."""
+
+    def base_sample(self, seed: int, n: int) -> NDArray[np.floating[Any]]:
+        """Draw ``n`` points of the base density, (n, *event_shape)."""
+
+    def base_log_prob(self, latent: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return the log density of base points, (n,) float64."""
+
+    def forward(self, latent: NDArray[np.floating[Any]]) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
+        """Map base points to fields, with log|det ∂φ/∂z|, (n,) float64."""
+
+    def jacobian(self, latent: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """Return ∂φ/∂z of the map as run at one base point (event_shape): (V, V), by automatic differentiation."""

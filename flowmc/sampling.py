@@ -1,0 +1,309 @@
+"""The driver: runs a cycle of kernels over all chains, block by block, and streams what happens into a store.
+
+A run is divided into blocks of a fixed number of cycles. Everything random in block b follows from the seed and the
+numbers of the block and its cycles, and a checkpoint is committed with each block, so a run that was killed goes on from
+the last committed block and ends **bit-identical** to one that was not. The same holds for a run that is extended.
+
+Cycles before `SamplingPlan.n_thermalisation` are not stored as configurations; the first `n_tuning` of them adapt the
+kernels, and nothing adapts after that freeze point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmc.arrays import check_finite
+from flowmc.errors import ParameterError
+from flowmc.kernels import Cycle, CycleUpdates, HybridState
+
+__all__ = ["BlockReport", "MemoryStore", "Observer", "SamplingPlan", "SamplingResult", "Store", "sample"]
+
+Observer = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Measures fields (chains, *field_shape) during the run: (chains, ...) float64."""
+
+
+class Store(Protocol):
+    """Where a run streams to; `flowmc_ensembles.EnsembleWriter` is the one on disk."""
+
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        """Return the newest committed checkpoint, or None before the first."""
+
+    def append(
+        self,
+        *,
+        trajectory: NDArray[np.int64],
+        configurations: Mapping[str, NDArray[Any]],
+        history: Mapping[str, NDArray[Any]],
+        observables: Mapping[str, NDArray[Any]],
+        checkpoint: Mapping[str, Any],
+    ) -> None:
+        """Commit a block and its checkpoint, both or neither."""
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How long a run is, and how it is cut into blocks.
+
+    Parameters
+    ----------
+    n_chains
+        Chains, advanced together.
+    n_cycles
+        Cycles of production, after thermalisation.
+    n_thermalisation
+        Cycles before production; their configurations are not stored.
+    n_tuning
+        Cycles, the first of the thermalisation, in which kernels may adapt; their end is the freeze point.
+    cycles_per_block
+        Cycles between commits; fixes the size of the batches of proposals.
+    save_every
+        Cycles between stored configurations.
+
+    Raises
+    ------
+    ParameterError
+        If a number is out of range, or the cycles do not fill whole blocks.
+    """
+
+    n_chains: int
+    n_cycles: int
+    n_thermalisation: int
+    n_tuning: int
+    cycles_per_block: int
+    save_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("n_chains", "n_cycles", "cycles_per_block", "save_every"):
+            if getattr(self, name) < 1:
+                raise ParameterError(
+                    got=f"{name} = {getattr(self, name)}", expected="at least 1", fix=f"raise `{name}`"
+                )
+        if not 0 <= self.n_tuning <= self.n_thermalisation:
+            raise ParameterError(
+                got=f"n_tuning = {self.n_tuning}, n_thermalisation = {self.n_thermalisation}",
+                expected="0 <= n_tuning <= n_thermalisation: production must not adapt",
+                fix="lengthen the thermalisation",
+            )
+        for name in ("n_cycles", "n_thermalisation"):
+            number, block = getattr(self, name), self.cycles_per_block
+            if number % block:
+                raise ParameterError(
+                    got=f"{name} = {number} with cycles_per_block = {block}",
+                    expected=f"a multiple of {block}, so that batches of proposals have one size",
+                    fix=f"take {number - number % block or block} or {number - number % block + block}",
+                )
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the whole run, thermalisation included."""
+        return (self.n_thermalisation + self.n_cycles) // self.cycles_per_block
+
+    @property
+    def total_cycles(self) -> int:
+        """Cycles of the whole run, thermalisation included."""
+        return self.n_thermalisation + self.n_cycles
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What the progress display is told after each committed block."""
+
+    cycles_done: int
+    total_cycles: int
+    acceptance: Mapping[str, float]
+    """Acceptance of each kind of update in the block."""
+    adaptation: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SamplingResult:
+    """How a run ended."""
+
+    cycles_done: int
+    finished: bool
+    stop_reason: str
+    """Empty when the run finished; otherwise why it stopped early."""
+    adaptation: Mapping[str, float]
+    """The adapted parameters at the end, for example "hmc.step_size"."""
+
+
+@dataclass
+class MemoryStore:
+    """A store in memory, for tests and notebooks: tables of NumPy arrays, concatenated on request."""
+
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        """Return the newest checkpoint."""
+        return self.blocks[-1]["checkpoint"] if self.blocks else None
+
+    def append(self, **block: Any) -> None:
+        """Keep a block."""
+        self.blocks.append(block)
+
+    def table(self, group: str, name: str) -> NDArray[Any]:
+        """Return a table of "configurations", "history" or "observables", first axis over all blocks."""
+        return np.concatenate([block[group][name] for block in self.blocks])
+
+    @property
+    def trajectory(self) -> NDArray[np.int64]:
+        """Update numbers of the stored configurations."""
+        return np.concatenate([block["trajectory"] for block in self.blocks])
+
+
+def sample(
+    cycle: Cycle,
+    plan: SamplingPlan,
+    store: Store,
+    start: Callable[[], NDArray[np.float64]],
+    *,
+    field_name: str = "phi",
+    observers: Mapping[str, Observer] | None = None,
+    should_stop: Callable[[], str] = lambda: "",
+    on_block: Callable[[BlockReport], None] = lambda _: None,
+) -> SamplingResult:
+    """Run, resume or extend a production.
+
+    Parameters
+    ----------
+    cycle
+        The kernels. The caller makes sure that a resumed store belongs to the same cycle, seed and plan
+        (``n_cycles`` may have grown).
+    plan
+        How long, and in what blocks.
+    store
+        Receives each block; a store with a checkpoint is resumed from there.
+    start
+        Returns the starting fields, (chains, *field_shape); called only when there is no checkpoint.
+    field_name
+        Name of the field's table among the configurations.
+    observers
+        Measured on each stored configuration, in float64.
+    should_stop
+        Asked after each block; a text that is not empty stops the run there, cleanly.
+    on_block
+        Told of each committed block.
+
+    Raises
+    ------
+    NonFiniteError
+        If the starting field, or later a current action, is not finite.
+    """
+    saved = store.checkpoint()
+    if saved is None:
+        state, done = cycle.init(start()), 0
+    else:
+        state, done, cycle = _restore(cycle, saved)
+    reason = ""
+    for block in range(done // plan.cycles_per_block, plan.n_blocks):
+        state, cycle = _run_block(cycle, plan, store, block, state, field_name, observers or {}, on_block)
+        done = (block + 1) * plan.cycles_per_block
+        if block + 1 < plan.n_blocks and (reason := should_stop()):
+            break
+    return SamplingResult(done, done >= plan.total_cycles, reason, cycle.adaptation())
+
+
+def _restore(cycle: Cycle, saved: Mapping[str, Any]) -> tuple[HybridState, int, Cycle]:
+    # The whole state comes back, caches included: recomputing them in another batch could differ in the last bit.
+    state = HybridState(*(jnp.asarray(saved[f"state.{name}"]) for name in HybridState._fields))
+    prefix = "adaptation."
+    numbers = {key.removeprefix(prefix): float(value) for key, value in saved.items() if key.startswith(prefix)}
+    return state, int(saved["cycles_done"]), cycle.restored(numbers)
+
+
+def _checkpoint(cycle: Cycle, state: HybridState, cycles_done: int) -> dict[str, Any]:
+    arrays = {f"state.{name}": np.asarray(part) for name, part in state._asdict().items()}
+    numbers = {f"adaptation.{name}": value for name, value in cycle.adaptation().items()}
+    return {"cycles_done": cycles_done, **numbers, **arrays}
+
+
+def _run_block(
+    cycle: Cycle,
+    plan: SamplingPlan,
+    store: Store,
+    block: int,
+    state: HybridState,
+    field_name: str,
+    observers: Mapping[str, Observer],
+    on_block: Callable[[BlockReport], None],
+) -> tuple[HybridState, Cycle]:
+    first = block * plan.cycles_per_block
+    prepared, prepare_seconds = cycle.prepare(block, plan.cycles_per_block, plan.n_chains)
+    happened: list[CycleUpdates] = []
+    saved: list[tuple[int, HybridState]] = []
+    for index in range(plan.cycles_per_block):
+        number = first + index
+        state, updates = cycle.run(number, index, state, prepared)
+        happened.append(updates)
+        if number < plan.n_tuning:
+            cycle = cycle.adapted(updates, last=number + 1 == plan.n_tuning)
+        produced = number + 1 - plan.n_thermalisation
+        if produced > 0 and produced % plan.save_every == 0:
+            saved.append((number + 1, state))
+    check_finite(
+        np.asarray(state.action), "action of the current states", "inspect the last configurations of the ensemble"
+    )
+    store.append(
+        trajectory=np.array([number * cycle.n_updates for number, _ in saved], dtype=np.int64),
+        configurations=_configurations(saved, state, field_name),
+        history=_history(cycle, happened, prepare_seconds, first),
+        observables=_observe(saved, state, observers),
+        checkpoint=_checkpoint(cycle, state, first + plan.cycles_per_block),
+    )
+    acceptance = {
+        kind: float(np.mean([updates.updates[i].accepted.mean() for updates in happened]))
+        for i, kind in enumerate(cycle.kinds)
+    }
+    on_block(BlockReport(first + plan.cycles_per_block, plan.total_cycles, acceptance, cycle.adaptation()))
+    return state, cycle
+
+
+def _stack(parts: list[NDArray[Any]], like: NDArray[Any]) -> NDArray[Any]:
+    """Stack along a new first axis; an empty list keeps the shape and type of one part."""
+    return np.stack(parts) if parts else np.empty((0, *like.shape), like.dtype)
+
+
+def _configurations(saved: list[tuple[int, HybridState]], state: HybridState, name: str) -> dict[str, NDArray[Any]]:
+    return {
+        name: _stack([np.asarray(one.field) for _, one in saved], np.asarray(state.field)),
+        "action": _stack([np.asarray(one.action) for _, one in saved], np.asarray(state.action)),
+    }
+
+
+def _observe(
+    saved: list[tuple[int, HybridState]], state: HybridState, observers: Mapping[str, Observer]
+) -> dict[str, NDArray[Any]]:
+    tables = {}
+    for name, observer in observers.items():
+        measured = [np.asarray(observer(np.asarray(one.field))) for _, one in saved]
+        tables[name] = np.stack(measured) if measured else _stack([], np.asarray(observer(np.asarray(state.field))))
+    return tables
+
+
+def _history(
+    cycle: Cycle, happened: list[CycleUpdates], prepare_seconds: tuple[float, ...], first: int
+) -> dict[str, NDArray[Any]]:
+    kinds = np.concatenate([np.full(member.n_updates, i, np.uint8) for i, member in enumerate(cycle.members)])
+    seconds = []
+    for updates in happened:
+        for member, ran, before in zip(cycle.members, updates.seconds, prepare_seconds, strict=True):
+            share = (ran + before / len(happened)) / member.n_updates
+            seconds.append(np.full(member.n_updates, share))
+    columns = {
+        name: np.concatenate([getattr(one, name) for updates in happened for one in updates.updates])
+        for name in ("accepted", "action", "delta_H", "log_weight", "log_weight_current")
+    }
+    n_rows = len(happened) * cycle.n_updates
+    return {
+        "update": first * cycle.n_updates + 1 + np.arange(n_rows, dtype=np.int64),
+        "proposal_kind": np.tile(kinds, len(happened)),
+        "walltime": np.concatenate(seconds),
+        **columns,
+        "accepted": columns["accepted"].astype(np.uint8),
+    }

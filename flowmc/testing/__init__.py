@@ -1,0 +1,33 @@
+"""Contracts that any theory, flow, proposal, kernel or store must keep, in-house or not, and the exactness kit.
+
+A contract is a class of tests with one abstract fixture. Subclass it in a test module, provide the fixture, and pytest
+runs the rest::
+
+    class TestMyTheory(TheoryContract):
+        @pytest.fixture
+        def theory(self):
+            return MyTheory((4, 4), coupling=0.3)
+
+The kit (`flowmc.testing.exactness`) tests a Markov kernel of any origin against a distribution that can be drawn from.
+"""
+
+from __future__ import annotations
+
+from flowmc.testing.exactness import ExactStart, acceptance_probabilities, exact_start_scores
+from flowmc.testing.flows import FlowContract
+from flowmc.testing.kernels import KernelContract
+from flowmc.testing.proposals import GaussianProposal, ProposalContract
+from flowmc.testing.stores import StoreContract
+from flowmc.testing.theories import TheoryContract
+
+__all__ = [
+    "ExactStart",
+    "FlowContract",
+    "GaussianProposal",
+    "KernelContract",
+    "ProposalContract",
+    "StoreContract",
+    "TheoryContract",
+    "acceptance_probabilities",
+    "exact_start_scores",
+]

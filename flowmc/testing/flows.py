@@ -1,0 +1,77 @@
+"""The contract of a built-in flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowmc.flows import Flow, TransportFlow, fingerprint, load_flow, save_flow
+from flowmc.proposals import as_proposal, certify
+from flowmc.seeds import torch_generator
+from flowmc.theories import FreeScalar
+
+__all__ = ["FlowContract"]
+
+
+class FlowContract:
+    """Tests of a `Flow`; provide the fixture ``flow``, in float64 and away from its initial weights."""
+
+    @pytest.fixture
+    def flow(self) -> Flow:
+        """Return the flow under test."""
+        raise NotImplementedError
+
+    def test_draws_have_shape_and_type(self, flow: Flow) -> None:
+        field, log_q = flow.sample(6, torch_generator(1))
+        assert field.shape == (6, *flow.shape)
+        assert field.dtype == flow.dtype == torch.float64
+        assert log_q.shape == (6,)
+        assert log_q.dtype == torch.float64
+
+    def test_log_prob_agrees_with_the_draw(self, flow: Flow) -> None:
+        field, log_q = flow.sample(50, torch_generator(2))
+        torch.testing.assert_close(flow.log_prob(field), log_q, rtol=1e-9, atol=1e-9)
+
+    def test_certificate_passes(self, flow: Flow) -> None:
+        certify(as_proposal(flow), 3, n_finite=500, n_compare=64).require()
+
+    def test_inverse_undoes_forward(self, flow: Flow) -> None:
+        if not isinstance(flow, TransportFlow):
+            return
+        latent = flow.base.draw(20, torch_generator(4))
+        field, log_det = flow.forward(latent)
+        back, log_det_back = flow.inverse(field)
+        torch.testing.assert_close(back, latent, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(log_det_back, -log_det, rtol=1e-9, atol=1e-9)
+
+    def test_draws_do_not_depend_on_the_batch(self, flow: Flow) -> None:
+        field, _ = flow.sample(9, torch_generator(5))
+        alone = torch.cat([flow.log_prob(field[i : i + 1]) for i in range(9)])
+        torch.testing.assert_close(flow.log_prob(field), alone, rtol=1e-10, atol=1e-10)
+
+    def test_every_weight_has_a_finite_gradient(self, flow: Flow) -> None:
+        field, log_q = flow.sample(16, torch_generator(6))
+        (log_q + (field**2).flatten(1).sum(1) + (field[:, 1:] ** 4).flatten(1).sum(1)).mean().backward()  # type: ignore[no-untyped-call]
+        for name, parameter in flow.named_parameters():
+            assert parameter.grad is not None, f"{name} takes no part in the draw"
+            assert torch.isfinite(parameter.grad).all(), name
+        flow.zero_grad()
+
+    def test_only_the_generator_is_drawn_from(self, flow: Flow) -> None:
+        before = torch.get_rng_state()
+        first, _ = flow.sample(5, torch_generator(7))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(flow.sample(5, torch_generator(7))[0], first)
+
+    def test_file_gives_the_flow_back(self, flow: Flow, tmp_path: Path) -> None:
+        path = tmp_path / "flow.safetensors"
+        theory = FreeScalar(flow.shape, 1.0)
+        mark = save_flow(path, flow, theory, {"seconds": 1.0})
+        loaded, saved = load_flow(path)
+        assert saved.theory == theory
+        assert saved.fingerprint == mark == fingerprint(loaded)
+        field, _ = flow.sample(5, torch_generator(8))
+        np.testing.assert_array_equal(loaded.to(flow.dtype).log_prob(field).detach(), flow.log_prob(field).detach())

@@ -1,0 +1,74 @@
+"""The free scalar field, solvable mode by mode: the reference theory of the tests and the base of good flows.
+
+    S = Σ_x [ Σ_μ (φ(x+μ) − φ(x))² + m² φ(x)² ] = Σ_p (p̂² + m²) |φ̃(p)|²,   ln Z = ½ Σ_p ln(π / (p̂² + m²)),
+
+with the unitary Fourier transform; each mode is Gaussian with ⟨|φ̃(p)|²⟩ = 1 / (2 (p̂² + m²)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmc.arrays import Array, batch_axes, namespace
+from flowmc.errors import ParameterError
+from flowmc.lattice import checked_shape, momentum_squared
+from flowmc.theories.base import FieldSpace, RealSpace, Theory
+from flowmc.theories.phi4 import neighbour_sum
+
+__all__ = ["FreeScalar"]
+
+
+@dataclass(frozen=True)
+class FreeScalar(Theory):
+    """Free scalar field with S = Σ_x [Σ_μ (φ(x+μ) − φ(x))² + m² φ²], in the normalisation of `Phi4` at λ = 0.
+
+    Parameters
+    ----------
+    shape
+        Lattice extents (T, ..., X), in lattice units.
+    mass
+        Mass m > 0, in lattice units.
+
+    Raises
+    ------
+    ParameterError
+        If the mass is not positive and finite (the zero mode would have no normalisable distribution).
+    """
+
+    shape: tuple[int, ...]
+    mass: float
+
+    name: ClassVar[str] = "free_scalar"
+    convention: ClassVar[str] = "S = sum_x [ sum_mu (phi(x+mu) - phi(x))^2 + mass^2 phi^2 ], p = exp(-S)"
+    space: ClassVar[FieldSpace] = RealSpace()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", checked_shape(self.shape))
+        if not (isfinite(self.mass) and self.mass > 0):
+            raise ParameterError(got=f"mass = {self.mass}", expected="a finite mass > 0", fix="choose a positive mass")
+
+    def action(self, field: Array) -> Array:
+        """Return S of each configuration; see `Theory.action`."""
+        xp = namespace(field)
+        density = self.mass**2 * field * field
+        for axis in batch_axes(self.shape):
+            difference = xp.roll(field, -1, axis=axis) - field
+            density = density + difference * difference
+        return xp.sum(density, axis=batch_axes(self.shape), dtype=xp.float64)
+
+    def force(self, field: Array) -> Array:
+        """Return −∂S/∂φ = 2 Σ_μ [φ(x+μ) + φ(x−μ) − 2φ(x)] − 2 m² φ; see `Theory.force`."""
+        dimensions = len(self.shape)
+        return 2 * neighbour_sum(field, dimensions) - 2 * (2 * dimensions + self.mass**2) * field
+
+    def draw(self, generator: np.random.Generator, n: int) -> NDArray[np.float64]:
+        """Draw ``n`` exact, independent configurations, (n, *shape), by Fourier transform of white noise."""
+        axes = batch_axes(self.shape)
+        noise = np.fft.fftn(generator.standard_normal((n, *self.shape)), axes=axes)
+        modes = noise / np.sqrt(2 * (momentum_squared(self.shape) + self.mass**2))
+        return np.fft.ifftn(modes, axes=axes).real

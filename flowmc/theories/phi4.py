@@ -1,0 +1,155 @@
+"""Scalar φ⁴ theory on a periodic lattice of any dimension.
+
+The action, in the convention of arXiv:1904.12072 and arXiv:2101.08176, is
+
+    S = Σ_x [ Σ_μ (2 φ(x)² − φ(x) φ(x+μ) − φ(x) φ(x−μ)) + m² φ(x)² + λ φ(x)⁴ ],
+
+that is Σ_x [(2d + m²) φ² + λ φ⁴ − 2 Σ_μ φ(x) φ(x+μ)]. There is no factor ½ in front of the kinetic term: the field is
+1/√2 of the canonically normalised one. Other conventions are constructors, with the rescaling of the field stated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import ClassVar
+
+from flowmc.arrays import Array, batch_axes, namespace
+from flowmc.errors import ParameterError
+from flowmc.lattice import checked_shape
+from flowmc.theories.base import FieldSpace, RealSpace, Theory
+
+__all__ = ["Phi4", "neighbour_sum"]
+
+
+def neighbour_sum(field: Array, dimensions: int) -> Array:
+    """Return Σ_μ [φ(x+μ) + φ(x−μ)] over the last ``dimensions`` axes of a field, same shape."""
+    xp = namespace(field)
+    total = xp.zeros_like(field)
+    for axis in range(-dimensions, 0):
+        total = total + xp.roll(field, -1, axis=axis) + xp.roll(field, 1, axis=axis)
+    return total
+
+
+@dataclass(frozen=True)
+class Phi4(Theory):
+    """φ⁴ theory with S = Σ_x [(2d + m²) φ² + λ φ⁴ − 2 Σ_μ φ(x) φ(x+μ)].
+
+    Parameters
+    ----------
+    shape
+        Lattice extents (T, ..., X), in lattice units.
+    m2
+        Bare mass squared m², in lattice units; may be negative when λ > 0.
+    lam
+        Bare coupling λ ≥ 0, in lattice units.
+
+    Raises
+    ------
+    ParameterError
+        If λ < 0, or λ = 0 and m² ≤ 0 (the integral over the field diverges), or a value is not finite.
+
+    References
+    ----------
+    .. [1] Albergo, Kanwar, Shanahan, arXiv:1904.12072, eq. (22).
+    .. [2] Albergo et al., arXiv:2101.08176, sec. 2.
+    """
+
+    shape: tuple[int, ...]
+    m2: float
+    lam: float
+
+    name: ClassVar[str] = "phi4"
+    convention: ClassVar[str] = (
+        "S = sum_x [ sum_mu (2 phi(x)^2 - phi(x) phi(x+mu) - phi(x) phi(x-mu)) + m2 phi^2 + lam phi^4 ], "
+        "p = exp(-S), as in arXiv:1904.12072"
+    )
+    space: ClassVar[FieldSpace] = RealSpace()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", checked_shape(self.shape))
+        if not (isfinite(self.m2) and isfinite(self.lam)):
+            raise ParameterError(
+                got=f"m2 = {self.m2}, lam = {self.lam}", expected="finite couplings", fix="correct the theory section"
+            )
+        if self.lam < 0 or (self.lam == 0 and self.m2 <= 0):
+            raise ParameterError(
+                got=f"m2 = {self.m2}, lam = {self.lam}: the action is not bounded below, so exp(-S) has no integral",
+                expected="lam > 0, or lam = 0 with m2 > 0",
+                fix="choose a positive lam",
+            )
+
+    @classmethod
+    def from_kappa(cls, shape: Sequence[int], kappa: float, lam: float) -> Phi4:
+        """Build the theory from the hopping-parameter convention.
+
+        S_κ(ϕ) = Σ_x [−2κ Σ_μ ϕ(x) ϕ(x+μ) + ϕ² + λ_κ (ϕ² − 1)²] (arXiv:2007.11115 and Nicoli et al.,
+        arXiv:2007.07115) with our field **φ = √κ ϕ**: then m² = (1 − 2λ_κ)/κ − 2d, λ = λ_κ/κ² and
+        S_κ(ϕ) = S(φ) + λ_κ V. Hence ln Z_κ = ln Z − λ_κ V − (V/2) ln κ, where the last term is the Jacobian.
+
+        Parameters
+        ----------
+        shape
+            Lattice extents.
+        kappa
+            Hopping parameter κ > 0.
+        lam
+            Coupling λ_κ ≥ 0 of that convention.
+
+        Raises
+        ------
+        ParameterError
+            If κ ≤ 0, or the couplings are not those of a theory.
+        """
+        if not kappa > 0:
+            raise ParameterError(
+                got=f"kappa = {kappa}", expected="kappa > 0", fix="change the sign of the field on odd sites instead"
+            )
+        extents = checked_shape(shape)
+        return cls(extents, m2=(1 - 2 * lam) / kappa - 2 * len(extents), lam=lam / kappa**2)
+
+    @classmethod
+    def from_beta(cls, shape: Sequence[int], beta: float, g: float) -> Phi4:
+        """Build the theory from the Ising-like convention of arXiv:2105.12481.
+
+        S_β(ϕ) = Σ_x [−β Σ_μ ϕ(x) ϕ(x+μ) + (1 − 2g) ϕ² + g ϕ⁴]; that paper writes λ for g. It is the hopping-parameter
+        convention with β = 2κ and without the constant, so our field is **φ = √(β/2) ϕ**,
+        S_β(ϕ) = S(φ) and ln Z_β = ln Z − (V/2) ln(β/2).
+
+        Parameters
+        ----------
+        shape
+            Lattice extents.
+        beta
+            Inverse temperature β > 0 of the Ising limit g → ∞.
+        g
+            Quartic coupling g ≥ 0 of that convention.
+
+        Raises
+        ------
+        ParameterError
+            If β ≤ 0, or the couplings are not those of a theory.
+        """
+        if not beta > 0:
+            raise ParameterError(
+                got=f"beta = {beta}", expected="beta > 0", fix="change the sign of the field on odd sites instead"
+            )
+        return cls.from_kappa(shape, kappa=beta / 2, lam=g)
+
+    def action(self, field: Array) -> Array:
+        """Return S of each configuration; see `Theory.action`."""
+        xp = namespace(field)
+        square = field * field
+        # Each link once: φ(x) φ(x+μ) summed over x equals φ(x) φ(x−μ) summed over x on a periodic lattice.
+        forward = xp.zeros_like(field)
+        for axis in batch_axes(self.shape):
+            forward = forward + xp.roll(field, -1, axis=axis)
+        density = square * (2 * len(self.shape) + self.m2 + self.lam * square) - 2 * field * forward
+        return xp.sum(density, axis=batch_axes(self.shape), dtype=xp.float64)
+
+    def force(self, field: Array) -> Array:
+        """Return −∂S/∂φ = −2(2d + m²) φ − 4λ φ³ + 2 Σ_μ [φ(x+μ) + φ(x−μ)]; see `Theory.force`."""
+        dimensions = len(self.shape)
+        local = field * (2 * (2 * dimensions + self.m2) + 4 * self.lam * (field * field))
+        return 2 * neighbour_sum(field, dimensions) - local

@@ -1,0 +1,189 @@
+"""The training loop: Adam on an objective, resumable bit by bit, with a log of what it cost and reached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowmc.errors import NonFiniteError, ParameterError
+from flowmc.flows import Flow, describe_flow
+from flowmc.seeds import torch_generator
+from flowmc.theories import Theory
+from flowmc.training.checkpoint import TrainingFiles, TrainingRecord
+from flowmc.training.objectives import OBJECTIVES
+from flowmc.training.schedules import SCHEDULES
+from flowmc_analysis.weights import acceptance_independence, ess_reverse
+
+__all__ = ["TrainingConfig", "TrainingResult", "train"]
+
+# Steps between lines of the log and refreshes of the display.
+LOG_EVERY = 20
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The ``[training]`` section of a run.
+
+    Parameters
+    ----------
+    objective
+        A name in `flowmc.training.objectives.OBJECTIVES`.
+    steps
+        Optimiser steps.
+    batch_size
+        Draws per step.
+    learning_rate
+        Adam's step size at the start of the schedule.
+    schedule
+        A name in `flowmc.training.schedules.SCHEDULES`.
+    warmup_steps
+        Steps over which the learning rate rises linearly before the schedule takes over.
+    gradient_clip
+        Largest gradient norm; longer gradients are shortened to it.
+    seed
+        Seed of weights and draws.
+    checkpoint_every
+        Steps between checkpoints.
+    threads
+        Threads of torch. Another number may change the last bits of the result.
+
+    Raises
+    ------
+    ParameterError
+        If a value is out of range or a name unknown.
+    """
+
+    objective: str = "reverse_kl"
+    steps: int = 2000
+    batch_size: int = 1024
+    learning_rate: float = 3e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 50
+    gradient_clip: float = 10.0
+    seed: int = 0
+    checkpoint_every: int = 200
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "gradient_clip", "checkpoint_every", "threads"):
+            value = getattr(self, name)
+            if not (isfinite(value) and value > 0):
+                raise ParameterError(got=f"{name} = {value}", expected=f"{name} > 0", fix=f"correct `{name}`")
+        if self.warmup_steps < 0:
+            raise ParameterError(got=f"warmup_steps = {self.warmup_steps}", expected="0 or more", fix="correct it")
+        for name, known in (("objective", OBJECTIVES), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ParameterError(
+                    got=f"{name} = {getattr(self, name)!r}", expected=f"one of {sorted(known)}", fix=f"correct `{name}`"
+                )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the entries that decide what a training computes: all but how often it is saved."""
+        return {key: value for key, value in asdict(self).items() if key != "checkpoint_every"}
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        return self.learning_rate * warm * SCHEDULES[self.schedule](step / self.steps)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended."""
+
+    step: int
+    seconds: float
+    finished: bool
+    records: tuple[TrainingRecord, ...]
+
+
+def train(
+    flow: Flow,
+    theory: Theory,
+    config: TrainingConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    should_stop: Callable[[], str] = lambda: "",
+    on_record: Callable[[TrainingRecord], None] = lambda _: None,
+) -> TrainingResult:
+    """Train a flow in place, with checkpoints beside ``output``.
+
+    Parameters
+    ----------
+    flow
+        The flow; its weights change.
+    theory
+        The theory to train for.
+    config
+        How.
+    output
+        Path of the flow file that this training will become; only checkpoint and log are written here.
+    resume
+        Whether to go on from the checkpoint, if there is one.
+    should_stop
+        Asked at every step; a text that is not empty stops there, after a checkpoint.
+    on_record
+        Told of every line of the log.
+
+    Raises
+    ------
+    NonFiniteError
+        If the loss stops being finite; the last checkpoint stays.
+    FlowFileError
+        If the checkpoint to resume from cannot be read or belongs to another training.
+    """
+    torch.set_num_threads(config.threads)
+    files = TrainingFiles(output)
+    identity: dict[str, Any] = {
+        "theory": theory.describe(),
+        "flow": describe_flow(flow),
+        "training": config.identity(),
+    }
+    flow.train()
+    optimiser = torch.optim.Adam(flow.parameters(), lr=config.learning_rate)
+    first, before = 0, 0.0
+    records: list[TrainingRecord] = []
+    if resume and files.checkpoint.is_file():
+        first, before, records = files.restore(flow, optimiser, identity)
+    objective = OBJECTIVES[config.objective]
+    began = time.perf_counter()
+    step = first
+    for step in range(first + 1, config.steps + 1):
+        learning_rate = config.learning_rate_at(step - 1)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate
+        loss = objective(
+            flow, theory, config.batch_size, torch_generator(config.seed, "step", step, device=flow.device)
+        )
+        optimiser.zero_grad()
+        loss.value.backward()  # type: ignore[no-untyped-call]
+        norm = float(torch.nn.utils.clip_grad_norm_(flow.parameters(), config.gradient_clip))
+        value = float(loss.value.detach())
+        if not (isfinite(value) and isfinite(norm)):
+            raise NonFiniteError(
+                got=f"loss {value}, gradient norm {norm} at step {step}",
+                expected="finite numbers",
+                fix=f"lower `learning_rate` or `gradient_clip`; the last checkpoint is {files.checkpoint}",
+            )
+        optimiser.step()
+        seconds = before + time.perf_counter() - began
+        if step % LOG_EVERY == 0 or step in (1, config.steps):
+            log_w = loss.log_w.cpu().numpy()
+            record = TrainingRecord(
+                step, value, ess_reverse(log_w), acceptance_independence(log_w), norm, learning_rate, seconds
+            )
+            records.append(record)
+            on_record(record)
+        stop = bool(should_stop())
+        if stop or step % config.checkpoint_every == 0 or step == config.steps:
+            files.save(flow, optimiser, step, seconds, identity, records)
+        if stop:
+            break
+    return TrainingResult(step, before + time.perf_counter() - began, step >= config.steps, tuple(records))

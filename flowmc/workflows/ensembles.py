@@ -1,0 +1,276 @@
+"""Making ensembles: from a run description to the driver, the store and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowmc import __version__
+from flowmc.arrays import require_x64
+from flowmc.config import RunConfig, SamplingConfig
+from flowmc.display import Display
+from flowmc.errors import ConfigError, ParameterError, RunExistsError, TheoryMismatchError
+from flowmc.flows import load_flow
+from flowmc.kernels import HMC, Cycle, FlowProposals, Independence, Trajectories, flow_only, hmc_only, hybrid
+from flowmc.proposals import Proposal, certify
+from flowmc.sampling import SamplingResult, sample
+from flowmc.seeds import fold, numpy_generator
+from flowmc.theories import Theory
+from flowmc.workflows.flows import check_theory, exists_already, in_precision
+from flowmc_ensembles import Ensemble, EnsembleDescription, EnsembleWriter, StreamDescription
+
+__all__ = ["sample_ensemble", "versions"]
+
+# Flow draws from which the starting point of each chain is picked by weight.
+START_DRAWS = 64
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of flowmc and of the libraries that its numbers depend on."""
+    return {"flowmc": __version__, **{name: version(name) for name in ("numpy", "torch", "jax", "jaxlib", "h5py")}}
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """A certified proposal, and what the ensemble's file tells of it."""
+
+    proposal: Proposal
+    facts: dict[str, Any]
+
+
+def sample_ensemble(
+    config: RunConfig,
+    settings: SamplingConfig,
+    output: Path,
+    *,
+    flow_path: Path | None,
+    resume: bool,
+    should_stop: Callable[[], str],
+    display: Display,
+    base: Path,
+) -> SamplingResult:
+    """Make, resume or extend an ensemble.
+
+    Parameters
+    ----------
+    config
+        The run description, for theory and metadata.
+    settings
+        The kernel and its parameters: the sampling section or a baseline's.
+    output
+        Path of the ensemble.
+    flow_path
+        Path of the flow file; needed by flow kernels.
+    resume
+        Whether to go on with an existing file, which is also how a finished run is extended to more cycles.
+    should_stop
+        Asked after each block.
+    display
+        Where progress is shown.
+    base
+        Folder that a relative ``start_from`` refers to.
+
+    Raises
+    ------
+    PrecisionError
+        If JAX would truncate to float32.
+    RunExistsError
+        If the file exists and ``resume`` is off, or it belongs to another run.
+    FlowFileError, CertificateError, LatticeMismatchError, TheoryMismatchError
+        If the flow cannot be read, fails its certificate or belongs to another theory.
+    """
+    require_x64()
+    exists = output.exists()
+    if exists and not resume:
+        raise exists_already(output)
+    # Kernels of one run share the section's seed; folding in their name keeps their random numbers apart.
+    seed = fold(settings.seed, "sampling", settings.kernel)
+    torch.set_num_threads(settings.threads)
+    flow = _read_flow(config.theory, settings, flow_path, seed) if settings.needs_flow else None
+    cycle = _build_cycle(config.theory, settings, flow, seed)
+    wanted = _describe_stream(cycle, settings, seed)
+    if exists:
+        _check_same_run(Ensemble(output), config.theory, wanted)
+        writer = EnsembleWriter.open(output)
+
+        def start() -> NDArray[np.float64]:
+            # Only for a file whose run stopped before its first block.
+            return _start(config.theory, settings, flow, seed, base)[0]()
+    else:
+        start, parent = _start(config.theory, settings, flow, seed, base)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        stream = StreamDescription(**{**wanted, "parent_stream": parent})
+        writer = EnsembleWriter.create(output, _describe_ensemble(config, flow), stream)
+    with writer, display.sampling(settings.kernel, settings.plan.total_cycles) as on_block:
+        result = sample(
+            cycle,
+            settings.plan,
+            writer,
+            start,
+            observers={"virial": config.theory.virial},
+            should_stop=should_stop,
+            on_block=on_block,
+        )
+        adapted = {name.replace(".", "_"): value for name, value in result.adaptation.items()}
+        writer.set_attributes({"finished": result.finished, "stop_reason": result.stop_reason, **adapted})
+    return result
+
+
+def _read_flow(theory: Theory, settings: SamplingConfig, path: Path | None, seed: int) -> _Flow:
+    if path is None:
+        raise ConfigError(
+            got=f"kernel = {settings.kernel!r} without a flow", expected="a flow file", fix="give one with --flow FILE"
+        )
+    flow, saved = load_flow(path)
+    check_theory(saved, theory, path)
+    proposal = in_precision(flow, settings.precision)
+    certificate = certify(proposal, fold(seed, "certificate"))
+    certificate.require()
+    facts = {
+        "flow": saved.flow,
+        "training": saved.training,
+        "training_seconds": saved.training.get("seconds", 0.0),
+        "certificate": certificate.to_dict(),
+    }
+    return _Flow(proposal, facts)
+
+
+def _build_cycle(theory: Theory, settings: SamplingConfig, flow: _Flow | None, seed: int) -> Cycle:
+    if settings.kernel == "flow" and flow is not None:
+        return flow_only(theory, flow.proposal, seed, settings.flow_proposals)
+    trajectories = Trajectories.build(
+        HMC(theory, settings.integrator),
+        seed,
+        settings.hmc_trajectories,
+        trajectory_length=settings.trajectory_length,
+        step_size=settings.step_size,
+        target_acceptance=settings.target_acceptance if settings.plan.n_tuning else None,
+    )
+    if flow is None:
+        return hmc_only(trajectories)
+    return hybrid(trajectories, FlowProposals(Independence(theory), flow.proposal, seed, settings.flow_proposals))
+
+
+def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[str, Any]:
+    """Return the fields of the stream's description that decide what its numbers are."""
+    plan = settings.plan
+    parameters = cycle.describe()
+    parameters["plan"] = {key: value for key, value in asdict(plan).items() if key != "n_cycles"}
+    parameters["precision"] = settings.precision
+    parameters["threads"] = settings.threads
+    if "hmc" in cycle.kinds:
+        parameters["tuning"] = {"step_size": settings.step_size, "target_acceptance": settings.target_acceptance}
+    return {
+        "seed": seed,
+        "algorithm": settings.kernel,
+        "algorithm_parameters": parameters,
+        "n_chains": plan.n_chains,
+        "field_name": "phi",
+        "field_dtype": np.dtype(np.float64),
+        "thermalisation_updates": plan.n_thermalisation * cycle.n_updates,
+        "freeze_update": plan.n_tuning * cycle.n_updates,
+        "flow_sha256": parameters.get("flow", {}).get("flow_sha256", ""),
+        "proposal_kinds": dict(enumerate(cycle.kinds)),
+    }
+
+
+def _describe_ensemble(config: RunConfig, flow: _Flow | None) -> EnsembleDescription:
+    theory = config.theory
+    return EnsembleDescription(
+        theory=theory.name,
+        action=theory.describe(),
+        lattice_size=theory.shape,
+        convention=theory.convention,
+        boundary_conditions=("periodic",) * len(theory.shape),
+        run={"versions": versions(), **(flow.facts if flow else {})},
+        **asdict(config.ensemble),
+    )
+
+
+def _check_same_run(found: Ensemble, theory: Theory, wanted: dict[str, Any]) -> None:
+    """Refuse to go on with a file of another run; more cycles are the one thing that may differ."""
+    if found.description.action != theory.describe():
+        raise TheoryMismatchError(
+            got=f"an ensemble of {dict(found.description.action)}",
+            expected=f"an ensemble of {theory.describe()}",
+            fix="correct [theory], or choose another output",
+        )
+    stream = found.streams[0].description
+    different = [
+        key for key, value in wanted.items() if key != "algorithm_parameters" and getattr(stream, key) != value
+    ]
+    old, new = dict(stream.algorithm_parameters), wanted["algorithm_parameters"]
+    different += [f"algorithm_parameters.{key}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if different:
+        raise RunExistsError(
+            got=f"an ensemble of another run: {', '.join(different)} differ",
+            expected="the sampling section, the flow and the seed that the ensemble was begun with (cycles may grow)",
+            fix="restore them, or choose another output",
+        )
+
+
+Start = Callable[[], NDArray[np.float64]]
+
+
+def _start(theory: Theory, settings: SamplingConfig, flow: _Flow | None, seed: int, base: Path) -> tuple[Start, str]:
+    """Return what draws the starting fields, and the name of the state they come from ("" if none)."""
+    if settings.start_from:
+        return _last_state(base / settings.start_from, theory, settings.chains, seed)
+    kind = settings.start if settings.start != "auto" else "flow" if flow else "hot"
+    if kind == "flow" and flow is not None:
+        proposal = flow.proposal
+        return lambda: _flow_start(theory, proposal, seed, settings.chains), ""
+    generator = numpy_generator(seed, "start")
+    return lambda: theory.start(generator, settings.chains, kind), ""
+
+
+def _flow_start(theory: Theory, proposal: Proposal, seed: int, chains: int) -> NDArray[np.float64]:
+    """Draw a starting point for each chain: one of its own flow draws, picked by weight."""
+    field, log_q = proposal.sample(fold(seed, "start"), chains * START_DRAWS)
+    field = field.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        log_w = -theory.action(field) - log_q
+    log_w = np.where(np.isfinite(log_w), log_w, -np.inf).reshape(chains, START_DRAWS)
+    # The maximum of log w plus Gumbel noise is a draw in proportion to w.
+    noise = numpy_generator(seed, "start").gumbel(size=log_w.shape)
+    picked = np.argmax(log_w + noise, axis=1) + START_DRAWS * np.arange(chains)
+    chosen: NDArray[np.float64] = field[picked]
+    return chosen
+
+
+def _last_state(path: Path, theory: Theory, chains: int, seed: int) -> tuple[Start, str]:
+    ensemble = Ensemble(path)
+    if ensemble.description.action != theory.describe():
+        raise TheoryMismatchError(
+            got=f"start_from = {path}, an ensemble of {dict(ensemble.description.action)}",
+            expected=f"an ensemble of {theory.describe()}",
+            fix="start from an ensemble of the same theory",
+        )
+    stream = ensemble.streams[-1]
+    if stream.description.seed == seed:
+        raise ParameterError(
+            got=f"start_from = {path}, which has the seed and the kernel of this run",
+            expected="another seed: with the same one, random numbers and proposals would be used twice",
+            fix="change `seed` in [sampling], or extend the ensemble with --resume instead",
+        )
+    saved = stream.checkpoint()
+    if saved is None:
+        raise ParameterError(
+            got=f"start_from = {path}, which holds no checkpoint", expected="a run with a committed block", fix="run it"
+        )
+    field = np.asarray(saved["state.field"])
+    if len(field) != chains:
+        raise ParameterError(
+            got=f"start_from = {path} with {len(field)} chains",
+            expected=f"{chains} chains, as in [sampling]",
+            fix=f"set chains = {len(field)}",
+        )
+    uri = ensemble.description.markov_chain_uri or path.name
+    return lambda: field, f"{uri}#stream_{len(ensemble.streams) - 1:04d}@{stream.n_updates}"

@@ -1,0 +1,148 @@
+"""Making and checking flow files: train, read for a theory, certify."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowmc.config import RunConfig
+from flowmc.display import Display
+from flowmc.errors import ConfigError, FlowFileError, LatticeMismatchError, RunExistsError, TheoryMismatchError
+from flowmc.flows import Flow, SavedFlow, build_flow, describe_flow, load_flow, save_flow
+from flowmc.proposals import Certificate, FlowProposal, as_proposal, certify
+from flowmc.theories import Theory
+from flowmc.training import TrainingFiles, train
+
+__all__ = ["certify_flow", "check_theory", "exists_already", "in_precision", "train_flow"]
+
+
+def exists_already(path: Path) -> RunExistsError:
+    """Return the error for a target that exists."""
+    return RunExistsError(
+        got=f"{path}, which exists",
+        expected="a path where nothing is yet",
+        fix="add --resume to go on with it, or choose another output",
+    )
+
+
+def train_flow(
+    config: RunConfig, output: Path, *, resume: bool, should_stop: Callable[[], str], display: Display
+) -> SavedFlow | None:
+    """Train the flow of a run description and write its file.
+
+    Parameters
+    ----------
+    config
+        The run description.
+    output
+        Path of the flow file; checkpoint and log are kept beside it.
+    resume
+        Whether to go on from a checkpoint; a finished flow of the same run is then kept as it is.
+    should_stop
+        Asked at every step.
+    display
+        Where progress is shown.
+
+    Returns
+    -------
+    The flow file's contents, or None if the training stopped early (it can be resumed).
+
+    Raises
+    ------
+    ConfigError
+        If the run has no flow.
+    RunExistsError
+        If the file or its checkpoint exists and ``resume`` is off.
+    FlowFileError
+        If an existing flow or checkpoint belongs to another run.
+    """
+    if config.flow is None:
+        raise ConfigError(got="no [flow] section", expected="[flow] with its kind", fix="add it, or sample with HMC")
+    if not resume:
+        for existing in (output, TrainingFiles(output).checkpoint):
+            if existing.exists():
+                raise exists_already(existing)
+    flow = build_flow(config.flow, config.theory.shape, seed=config.training.seed)
+    # Through JSON, as the file will hold it: tuples become lists.
+    identity: dict[str, Any] = json.loads(
+        json.dumps({"flow": describe_flow(flow), "training": config.training.identity()})
+    )
+    if resume and output.exists():
+        return _kept(output, config.theory, identity)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with display.training("training", config.training.steps) as on_record:
+        result = train(
+            flow, config.theory, config.training, output, resume=resume, should_stop=should_stop, on_record=on_record
+        )
+    if not result.finished:
+        return None
+    facts = {"config": asdict(config.training), "steps": result.step, "seconds": result.seconds}
+    save_flow(output, flow, config.theory, {**facts, "ess_batch": result.records[-1].ess})
+    return SavedFlow.read(output)
+
+
+def _kept(output: Path, theory: Theory, identity: dict[str, Any]) -> SavedFlow:
+    """Return an existing flow, if it is the one that this run would train."""
+    saved = SavedFlow.read(output)
+    check_theory(saved, theory, output)
+    config = saved.training.get("config", {})
+    found = {"flow": saved.flow, "training": {key: config.get(key) for key in identity["training"]}}
+    different = [
+        f"[{section}] {key}"
+        for section, wanted in identity.items()
+        for key in sorted({*wanted, *found[section]})
+        if wanted.get(key) != found[section].get(key)
+    ]
+    if different:
+        raise FlowFileError(
+            got=f"{output}, trained with another {', '.join(different)}",
+            expected="the flow and training sections of this run",
+            fix="restore the sections, or choose another output",
+        )
+    return saved
+
+
+def check_theory(saved: SavedFlow, theory: Theory, path: Path) -> None:
+    """Check that a flow belongs to a theory.
+
+    Raises
+    ------
+    LatticeMismatchError
+        If it was trained on another lattice.
+    TheoryMismatchError
+        If it was trained for another action.
+    """
+    if saved.theory.shape != theory.shape:
+        raise LatticeMismatchError(
+            got=f"{path}, trained on a lattice of {saved.theory.shape}",
+            expected=f"a flow for the lattice {theory.shape} of this run",
+            fix="train a flow on this lattice, or correct `shape` in [theory]",
+        )
+    if saved.theory != theory:
+        raise TheoryMismatchError(
+            got=f"{path}, trained for {saved.theory}",
+            expected=f"a flow for {theory}",
+            fix="train a flow with this run's [theory], or correct the section",
+        )
+
+
+def in_precision(flow: Flow, precision: str) -> FlowProposal:
+    """Return a flow as a proposal whose networks run in "float32" or "float64"."""
+    return as_proposal(flow.to({"float32": torch.float32, "float64": torch.float64}[precision]))
+
+
+def certify_flow(path: Path, *, precision: str, seed: int) -> Certificate:
+    """Read a flow file and measure its certificate in the precision of production.
+
+    Raises
+    ------
+    FlowFileError
+        If the file cannot be read.
+    """
+    flow, _ = load_flow(path)
+    return certify(in_precision(flow, precision), seed)

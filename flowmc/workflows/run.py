@@ -1,0 +1,150 @@
+"""The main job: train, certify, sample, make the baselines, analyse, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flowmc.arrays import require_x64
+from flowmc.config import RunConfig, read_run
+from flowmc.display import Display
+from flowmc.errors import ConfigError, RunExistsError
+from flowmc.training import TrainingFiles, TrainingRecord
+from flowmc.workflows.ensembles import sample_ensemble, versions
+from flowmc.workflows.flows import train_flow
+from flowmc_analysis.comparison import Comparison, compare_analyses
+from flowmc_analysis.ensemble import EnsembleAnalysis, analyze
+from flowmc_analysis.report import write_report
+
+__all__ = ["RunReport", "run_all"]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """How a run ended, and what it found.
+
+    Parameters
+    ----------
+    stop_reason
+        Why it stopped early; empty for a run that finished.
+    html
+        The report; None before the run is finished.
+    analyses
+        The ensembles, the main one first.
+    comparison
+        Their comparison; None without baselines.
+    """
+
+    stop_reason: str = ""
+    html: Path | None = None
+    analyses: tuple[EnsembleAnalysis, ...] = ()
+    comparison: Comparison | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.html is not None
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the ensembles agree and all monitors are quiet."""
+        if self.comparison is not None:
+            return self.comparison.passed
+        return all(analysis.verdict is None or analysis.verdict.passed for analysis in self.analyses)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the main ensemble's analysis, with the comparison beside it, as plain data."""
+        return {
+            **self.analyses[0].to_dict(),
+            "report": str(self.html),
+            "consistent": self.consistent,
+            "comparison": self.comparison.to_dict() if self.comparison else None,
+        }
+
+
+def run_all(
+    config_path: Path, output: Path, *, resume: bool, should_stop: Callable[[], str], display: Display
+) -> RunReport:
+    """Carry out a run description from training to report.
+
+    Parameters
+    ----------
+    config_path
+        The run description.
+    output
+        Folder of the results: flow.safetensors, KERNEL.h5 for each ensemble, report.html, analysis.json.
+    resume
+        Whether to go on with what is in the folder; finished parts are kept, and extended if cycles grew.
+    should_stop
+        Asked wherever the run can stop.
+    display
+        Where progress is shown.
+
+    Raises
+    ------
+    RunExistsError
+        If the folder holds a run and ``resume`` is off.
+    FlowmcError
+        As in `train_flow` and `sample_ensemble`.
+    """
+    require_x64()
+    config = read_run(config_path)
+    main = config.sampling
+    ensembles = {main.kernel: main, **config.baselines()}
+    needs_flow = any(settings.needs_flow for settings in ensembles.values())
+    if needs_flow and config.flow is None:
+        raise ConfigError(
+            got="flow proposals without a [flow] section", expected="[flow] with its kind", fix="add it, or use hmc"
+        )
+    if output.exists() and not resume and (not output.is_dir() or any(output.iterdir())):
+        raise RunExistsError(
+            got=f"{output}, which is not empty",
+            expected="a new or empty folder",
+            fix="add --resume to go on with it, or choose another --output",
+        )
+    flow_path = output / "flow.safetensors"
+    if needs_flow:
+        saved = train_flow(config, flow_path, resume=True, should_stop=should_stop, display=display)
+        if saved is None:
+            return RunReport(stop_reason=should_stop())
+        display.say(f"flow: {flow_path}, trained in {saved.training['seconds']:.0f} s")
+    for kernel, settings in ensembles.items():
+        result = sample_ensemble(
+            config,
+            settings,
+            output / f"{kernel}.h5",
+            flow_path=flow_path if settings.needs_flow else None,
+            resume=True,
+            should_stop=should_stop,
+            display=display,
+            base=config_path.parent,
+        )
+        if not result.finished:
+            return RunReport(stop_reason=result.stop_reason)
+    return _analyse(config, output, list(ensembles), display)
+
+
+def _analyse(config: RunConfig, output: Path, kernels: list[str], display: Display) -> RunReport:
+    display.say("analysing")
+    analyses = tuple(analyze(output / f"{kernel}.h5", label=kernel) for kernel in kernels)
+    comparison = compare_analyses(analyses) if len(analyses) > 1 else None
+    html = write_report(
+        output / "report.html",
+        analyses,
+        comparison,
+        training_history=[asdict(record) for record in _training_log(output)] or None,
+        run_info={"versions": versions(), "sampling": asdict(config.sampling)},
+    )
+    report = RunReport("", Path(html), analyses, comparison)
+    (output / "analysis.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def _training_log(output: Path) -> list[TrainingRecord]:
+    log = TrainingFiles(output / "flow.safetensors").log
+    if not log.is_file():
+        return []
+    return [TrainingRecord(**json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]

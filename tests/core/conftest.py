@@ -1,0 +1,11 @@
+"""The core's tests run torch on one thread, as production does beside JAX."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,214 @@
+"""Flows: the contract over the public list, equivariance, base densities, files and bad configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import flowmc.flows as public
+from flowmc.errors import ConfigError, FlowFileError, ParameterError
+from flowmc.flows import FLOWS, CouplingFlow, Flow, TransportFlow, build_flow, fingerprint, load_flow, save_flow
+from flowmc.flows.coupling import CouplingConfig
+from flowmc.flows.densities import BASES, FreeFieldDensity, build_base
+from flowmc.flows.file import write_tensors
+from flowmc.lattice import checkerboard
+from flowmc.seeds import torch_generator
+from flowmc.testing import FlowContract
+from flowmc.theories import FreeScalar, Phi4
+
+EXAMPLES: list[tuple[tuple[int, ...], dict[str, object]]] = [
+    ((4, 4), {"kind": "coupling"}),
+    ((4, 4), {"kind": "coupling", "base": "gaussian", "z2": False, "layers": 4}),
+    ((4, 6), {"kind": "coupling", "base": "spectral", "radius": 1, "hidden": [4, 3]}),
+    ((3, 5), {"kind": "coupling", "network": "fully_connected", "hidden": [12], "layers": 3}),
+    ((6,), {"kind": "coupling", "network": "fully_connected", "z2": False, "sinh_arcsinh": False}),
+    ((2, 4, 2), {"kind": "coupling", "layers": 2}),
+]
+
+
+def shaken(shape: tuple[int, ...], description: dict[str, object]) -> Flow:
+    """A flow in float64 whose weights are away from the identity map that it starts as."""
+    flow = build_flow(description, shape, seed=3).double()
+    generator = torch_generator(4)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return flow
+
+
+def test_every_public_flow_is_tested() -> None:
+    assert {str(description["kind"]) for _, description in EXAMPLES} == set(FLOWS)
+    concrete = {
+        value
+        for value in vars(public).values()
+        if isinstance(value, type) and issubclass(value, Flow) and value not in {Flow, TransportFlow}
+    }
+    assert concrete == set(FLOWS.values())
+
+
+@pytest.mark.parametrize("flow", EXAMPLES, ids=str, indirect=True)
+class TestContract(FlowContract):
+    @pytest.fixture
+    def flow(self, request: pytest.FixtureRequest) -> Flow:
+        return shaken(*request.param)
+
+
+@pytest.mark.parametrize(("shape", "description"), [e for e in EXAMPLES if e[1].get("z2", True)], ids=str)
+def test_z2_equivariance_is_exact(shape: tuple[int, ...], description: dict[str, object]) -> None:
+    flow = shaken(shape, description)
+    assert isinstance(flow, CouplingFlow)
+    latent = flow.base.draw(10, torch_generator(1))
+    field, log_det = flow.forward(latent)
+    mirrored, log_det_mirrored = flow.forward(-latent)
+    torch.testing.assert_close(mirrored, -field, rtol=0, atol=0)
+    torch.testing.assert_close(log_det_mirrored, log_det, rtol=0, atol=0)
+    torch.testing.assert_close(flow.log_prob(-field), flow.log_prob(field), rtol=0, atol=0)
+
+
+def test_without_z2_the_flow_is_not_even() -> None:
+    flow = shaken((4, 4), {"kind": "coupling", "z2": False})
+    field, log_q = flow.sample(10, torch_generator(1))
+    assert not torch.allclose(flow.log_prob(-field), log_q)
+
+
+def test_convolutions_are_translation_equivariant() -> None:
+    # Translations that keep the sublattices: an even number of steps in all.
+    flow = shaken((4, 6), {"kind": "coupling", "base": "free_field"})
+    assert isinstance(flow, CouplingFlow)
+    latent = flow.base.draw(5, torch_generator(1))
+    field, log_det = flow.forward(latent)
+    for shifts in ((1, 1), (2, 0), (1, -1), (0, 2)):
+        moved, log_det_moved = flow.forward(torch.roll(latent, shifts, (1, 2)))
+        torch.testing.assert_close(moved, torch.roll(field, shifts, (1, 2)), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(log_det_moved, log_det, rtol=1e-11, atol=1e-11)
+
+
+def test_convolution_radius_limits_the_range() -> None:
+    flow = shaken((8, 8), {"kind": "coupling", "layers": 1, "radius": 1, "hidden": [3], "sinh_arcsinh": False})
+    assert isinstance(flow, CouplingFlow)
+    even = checkerboard((8, 8))
+    latent = torch.zeros((2, 8, 8), dtype=torch.float64)
+    latent[1, 0, 1] = 0.7
+    assert not even[0, 1]
+    field, _ = flow.forward(latent + 0.3)
+    changed = np.argwhere((field[0] != field[1]).numpy())
+    distance = np.minimum(np.abs(changed - [0, 1]), 8 - np.abs(changed - [0, 1])).max(axis=1)
+    # Two convolutions of range one, one after the other.
+    assert distance.max() == 2
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 3), (2, 3, 4)])
+@pytest.mark.parametrize("name", BASES)
+def test_base_density_is_normalised_gaussian(name: str, shape: tuple[int, ...]) -> None:
+    base = build_base(name, shape, torch.float64, 0.7)
+    sites = int(np.prod(shape))
+    # A Gaussian's log density at zero and its curvature give the normalisation without sampling.
+    zero = torch.zeros((1, *shape), dtype=torch.float64)
+    with torch.no_grad():
+        curvature = torch.autograd.functional.hessian(lambda x: base.log_prob(x).sum(), zero).reshape(sites, sites)  # type: ignore[no-untyped-call]
+        log_normalisation = 0.5 * torch.linalg.slogdet(-curvature)[1] - 0.5 * sites * np.log(2 * np.pi)
+        assert float(base.log_prob(zero)) == pytest.approx(float(log_normalisation), abs=1e-10)
+        draws = base.draw(20000, torch_generator(2)).reshape(-1, sites)
+    covariance = torch.linalg.inv(-curvature)
+    error = torch.sqrt((covariance**2 + torch.outer(covariance.diag(), covariance.diag())) / len(draws))
+    assert float(((torch.cov(draws.T) - covariance) / error).abs().max()) < 5
+
+
+def test_free_field_base_is_the_free_theory(rng: np.random.Generator) -> None:
+    theory = FreeScalar((4, 6), 0.9)
+    base = FreeFieldDensity((4, 6), torch.float64, 0.9)
+    field = theory.draw(rng, 5)
+    difference = base.log_prob(torch.tensor(field)).detach().numpy() + theory.action(field)
+    np.testing.assert_allclose(difference, difference[0], atol=1e-11)
+
+
+def test_production_precision_keeps_the_fingerprint() -> None:
+    flow = build_flow({"kind": "coupling"}, (4, 4))
+    mark = fingerprint(flow)
+    assert fingerprint(flow.double()) == mark
+    with torch.no_grad():
+        next(flow.parameters()).add_(1e-9)
+    assert fingerprint(flow) != mark
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    one = build_flow({"kind": "coupling"}, (4, 4), seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert fingerprint(one) == fingerprint(build_flow({"kind": "coupling"}, (4, 4), seed=5))
+    assert fingerprint(one) != fingerprint(build_flow({"kind": "coupling"}, (4, 4), seed=6))
+
+
+class TestFiles:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        path = tmp_path / "flow.safetensors"
+        save_flow(path, build_flow({"kind": "coupling", "layers": 2}, (4, 4)), Phi4((4, 4), 1.0, 1.0), {})
+        return path
+
+    def test_truncated_at_any_length(self, path: Path) -> None:
+        data = path.read_bytes()
+        for length in (0, 1, 7, 8, 100, len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:length])
+            with pytest.raises(FlowFileError, match="truncated"):
+                load_flow(path)
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FlowFileError, match="no file"):
+            load_flow(tmp_path / "none.safetensors")
+
+    def test_nan_weights(self, tmp_path: Path) -> None:
+        flow = build_flow({"kind": "coupling"}, (4, 4))
+        with torch.no_grad():
+            next(flow.parameters()).fill_(float("nan"))
+        save_flow(tmp_path / "nan.safetensors", flow, Phi4((4, 4), 1.0, 1.0), {})
+        with pytest.raises(FlowFileError, match="NaN"):
+            load_flow(tmp_path / "nan.safetensors")
+
+    def test_altered_weights(self, path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1
+        path.write_bytes(bytes(data))
+        with pytest.raises(FlowFileError, match="fingerprint"):
+            load_flow(path)
+
+    def test_foreign_safetensors(self, tmp_path: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file({"x": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+        with pytest.raises(FlowFileError, match="header"):
+            load_flow(tmp_path / "foreign.safetensors")
+
+    def test_newer_format(self, tmp_path: Path) -> None:
+        write_tensors(tmp_path / "new.safetensors", {"x": torch.zeros(2)}, {"format": 99})
+        with pytest.raises(FlowFileError, match="format"):
+            load_flow(tmp_path / "new.safetensors")
+
+    def test_a_checkpoint_is_not_a_flow(self, tmp_path: Path) -> None:
+        write_tensors(tmp_path / "c.safetensors", {"x": torch.zeros(2)}, {"format": 1, "step": 3})
+        with pytest.raises(FlowFileError, match="checkpoint"):
+            load_flow(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"layers": 0}, {"hidden": ()}, {"base": "x"}, {"network": "x"}, {"dtype": "float16"}, {"base_mass": 0.0}],
+)
+def test_bad_hyper_parameters_are_refused(config: dict[str, object]) -> None:
+    with pytest.raises(ParameterError):
+        CouplingConfig(**config)  # type: ignore[arg-type]
+
+
+def test_unknown_kind_and_key_are_refused() -> None:
+    with pytest.raises(ConfigError, match="coupling"):
+        build_flow({"kind": "couplings"}, (4, 4))
+    with pytest.raises(ConfigError, match="depth"):
+        build_flow({"kind": "coupling", "depth": 3}, (4, 4))
+
+
+def test_convolutions_refuse_odd_extents() -> None:
+    with pytest.raises(ParameterError, match="odd"):
+        build_flow({"kind": "coupling"}, (4, 5))

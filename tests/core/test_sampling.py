@@ -1,0 +1,270 @@
+"""The driver: plans, bit-identical resumption, extension, stopping, and agreement with an independent Metropolis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowmc.errors import NonFiniteError, ParameterError
+from flowmc.kernels import HMC, Cycle, FlowProposals, Independence, Trajectories, flow_only, hmc_only, hybrid
+from flowmc.sampling import MemoryStore, SamplingPlan, Store, sample
+from flowmc.testing import GaussianProposal, StoreContract
+from flowmc.theories import Phi4
+from flowmc_analysis.exact import phi4_exact
+from flowmc_analysis.gamma import gamma_method
+from flowmc_analysis.zscores import judge, z_score
+from flowmc_ensembles import EnsembleDescription, EnsembleWriter, StreamDescription
+
+THEORY = Phi4((4, 4), m2=-4.0, lam=8.0)
+
+
+def cycle_of(kind: str, theory: Phi4 = THEORY, target: float | None = 0.8) -> Cycle:
+    trajectories = Trajectories.build(
+        HMC(theory), 5, 2, trajectory_length=1.0, step_size=0.25, target_acceptance=target
+    )
+    proposal = GaussianProposal(theory.shape, 0.35)
+    if kind == "hmc":
+        return hmc_only(trajectories)
+    if kind == "flow":
+        return flow_only(theory, proposal, 5, 3)
+    return hybrid(trajectories, FlowProposals(Independence(theory), proposal, 5, 3))
+
+
+def start(theory: Phi4 = THEORY, chains: int = 4) -> Callable[[], np.ndarray]:
+    return lambda: theory.start(np.random.default_rng(0), chains, "hot")
+
+
+def run(store: Store, kind: str, n_cycles: int, **options: Any) -> Any:
+    plan = SamplingPlan(4, n_cycles, n_thermalisation=6, n_tuning=0 if kind == "flow" else 4, cycles_per_block=3)
+    return sample(cycle_of(kind), plan, store, start(), observers={"virial": THEORY.virial}, **options)
+
+
+TABLES = [
+    ("configurations", "phi"),
+    ("configurations", "action"),
+    ("observables", "virial"),
+    *(("history", name) for name in ("update", "proposal_kind", "accepted", "action", "delta_H", "log_weight")),
+    ("history", "log_weight_current"),
+]
+
+
+def assert_same(one: MemoryStore, other: MemoryStore) -> None:
+    for group, name in TABLES:
+        np.testing.assert_array_equal(one.table(group, name), other.table(group, name), err_msg=f"{group}/{name}")
+    np.testing.assert_array_equal(one.trajectory, other.trajectory)
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> Store:
+        return MemoryStore()
+
+    @pytest.fixture
+    def reopen(self) -> Callable[[Store], Store]:
+        return lambda store: store
+
+    @pytest.fixture
+    def read(self) -> Callable[[Store, str, str], np.ndarray]:
+        return lambda store, group, name: store.table(group, name)  # type: ignore[attr-defined]
+
+
+class TestEnsembleWriter(StoreContract):
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "ensemble.h5"
+
+    @pytest.fixture
+    def store(self, path: Path) -> Store:
+        description = EnsembleDescription("phi4", {"name": "phi4"}, (4, 4), "as in arXiv:1904.12072")
+        return EnsembleWriter.create(path, description, StreamDescription(5, "hmc", {}, 3))
+
+    @pytest.fixture
+    def reopen(self, path: Path) -> Callable[[Store], Store]:
+        def again(store: Store) -> Store:
+            assert isinstance(store, EnsembleWriter)
+            store.close()
+            return EnsembleWriter.open(path)
+
+        return again
+
+    @pytest.fixture
+    def read(self, path: Path) -> Callable[[Store, str, str], np.ndarray]:
+        from flowmc_ensembles import Ensemble
+
+        def table(_: Store, group: str, name: str) -> np.ndarray:
+            stream = Ensemble(path).streams[0]
+            reader = {
+                "configurations": stream.configurations,
+                "history": stream.history,
+                "observables": stream.observable,
+            }
+            return reader[group](name)
+
+        return table
+
+
+@pytest.mark.parametrize("kind", ["hmc", "flow", "hybrid"])
+class TestResume:
+    def test_resumed_run_is_bit_identical(self, kind: str) -> None:
+        whole, parts = MemoryStore(), MemoryStore()
+        run(whole, kind, 9)
+        while not run(parts, kind, 9, should_stop=lambda: "test").finished:
+            pass
+        assert_same(whole, parts)
+
+    def test_extended_run_is_bit_identical(self, kind: str) -> None:
+        whole, extended = MemoryStore(), MemoryStore()
+        run(whole, kind, 9)
+        run(extended, kind, 3)
+        run(extended, kind, 9)
+        assert_same(whole, extended)
+
+
+def test_finished_run_does_nothing_more() -> None:
+    store = MemoryStore()
+    run(store, "hybrid", 6)
+    blocks = len(store.blocks)
+    result = run(store, "hybrid", 6)
+    assert result.finished
+    assert len(store.blocks) == blocks
+
+
+def test_stop_reason_is_reported() -> None:
+    result = run(MemoryStore(), "hmc", 9, should_stop=lambda: "wall-time limit")
+    assert (result.cycles_done, result.finished, result.stop_reason) == (3, False, "wall-time limit")
+
+
+def test_tables_fit_together() -> None:
+    store = MemoryStore()
+    run(store, "hybrid", 9)
+    update = store.table("history", "update")
+    np.testing.assert_array_equal(update, np.arange(1, 15 * 5 + 1))
+    kinds = store.table("history", "proposal_kind")
+    np.testing.assert_array_equal(kinds[:5], [0, 0, 1, 1, 1])
+    assert np.isnan(store.table("history", "delta_H")[kinds == 1]).all()
+    assert np.isnan(store.table("history", "log_weight")[kinds == 0]).all()
+    assert np.isfinite(store.table("history", "log_weight")[kinds == 1]).all()
+    # Configurations are the states after the last update of their cycle, and none is from the thermalisation.
+    np.testing.assert_array_equal(store.trajectory, np.arange(7, 16) * 5)
+    field, action = store.table("configurations", "phi"), store.table("configurations", "action")
+    np.testing.assert_allclose(THEORY.action(field.reshape(-1, 4, 4)), action.reshape(-1), rtol=1e-12)
+    np.testing.assert_array_equal(store.table("history", "action")[store.trajectory - 1], action)
+    np.testing.assert_allclose(store.table("observables", "virial")[0], THEORY.virial(field[0]), rtol=1e-12)
+
+
+def test_each_log_weight_is_that_of_its_state() -> None:
+    store = MemoryStore()
+    run(store, "hybrid", 9)
+    kinds = store.table("history", "proposal_kind")
+    current, proposed, accepted = (
+        store.table("history", name)[kinds == 1].reshape(-1, 3, 4)
+        for name in ("log_weight_current", "log_weight", "accepted")
+    )
+    for k in (0, 1):
+        np.testing.assert_array_equal(current[:, k + 1], np.where(accepted[:, k], proposed[:, k], current[:, k]))
+
+
+def test_nothing_adapts_after_the_freeze_point() -> None:
+    store, sizes = MemoryStore(), []
+    run(store, "hmc", 9, on_block=lambda report: sizes.append(dict(report.adaptation)))
+    assert "hmc.target" in sizes[0]
+    assert "hmc.target" not in sizes[1]
+    assert all(later == sizes[1] for later in sizes[1:])
+
+
+def test_save_every_keeps_the_chain() -> None:
+    dense, sparse = MemoryStore(), MemoryStore()
+    for store, save_every in ((dense, 1), (sparse, 2)):
+        plan = SamplingPlan(4, 12, 0, 0, cycles_per_block=3, save_every=save_every)
+        sample(cycle_of("hmc"), plan, store, start())
+    np.testing.assert_array_equal(sparse.table("configurations", "phi"), dense.table("configurations", "phi")[1::2])
+
+
+def test_broken_action_stops_the_run_before_the_block_is_stored() -> None:
+    store = MemoryStore()
+    with pytest.raises(NonFiniteError):
+        sample(cycle_of("hmc"), SamplingPlan(4, 3, 0, 0, 3), store, lambda: np.full((4, 4, 4), np.inf))
+    assert not store.blocks
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"n_cycles": 0}, "n_cycles"),
+        ({"n_chains": 0}, "n_chains"),
+        ({"n_cycles": 7}, "multiple"),
+        ({"n_thermalisation": 4}, "multiple"),
+        ({"n_tuning": 9}, "n_tuning"),
+        ({"save_every": 0}, "save_every"),
+    ],
+)
+def test_meaningless_plans_are_refused(changes: dict[str, int], word: str) -> None:
+    plan = {"n_chains": 2, "n_cycles": 6, "n_thermalisation": 3, "n_tuning": 1, "cycles_per_block": 3, **changes}
+    with pytest.raises(ParameterError, match=word):
+        SamplingPlan(**plan)
+
+
+@pytest.mark.parametrize("kind", ["hmc", "flow", "hybrid"])
+def test_three_by_three_torus_is_exact(kind: str) -> None:
+    theory = Phi4((3, 3), m2=-4.0, lam=8.0)
+    exact = phi4_exact((3, 3), -4.0, 8.0)
+    store = MemoryStore()
+    plan = SamplingPlan(64, 400, n_thermalisation=50, n_tuning=25 if kind != "flow" else 0, cycles_per_block=50)
+    sample(cycle_of(kind, theory), plan, store, start(theory, 64))
+    field = store.table("configurations", "phi")
+    measured = {
+        "phi_squared": ((field**2).mean(axis=(2, 3)), exact.phi_squared),
+        "action_density": (store.table("configurations", "action") / 9, exact.action_density),
+        "susceptibility": (9 * field.mean(axis=(2, 3)) ** 2, exact.susceptibility),
+    }
+    scores = []
+    for name, (series, value) in measured.items():
+        estimate = gamma_method(series.T).estimate
+        scores.append(z_score(name, estimate.value, value, estimate.error))
+    assert judge(scores, level=1e-4).passed, scores
+
+
+def numpy_metropolis(m2: float, lam: float, size: int, n_sweeps: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Local Metropolis of φ⁴ on a checkerboard, many lattices at once; shares no code with the package."""
+    chains = 200
+    field = 0.1 * rng.standard_normal((chains, size, size))
+    even = (np.add.outer(np.arange(size), np.arange(size)) % 2) == 0
+    series: dict[str, list[np.ndarray]] = {"phi_squared": [], "susceptibility": [], "neighbour": []}
+    for sweep in range(n_sweeps + 100):
+        for sites in (even, ~even):
+            around = sum(np.roll(field, shift, axis) for shift in (1, -1) for axis in (1, 2))
+            new = field + 0.5 * rng.uniform(-1, 1, field.shape)
+
+            def local(x: np.ndarray, around: np.ndarray = around) -> np.ndarray:
+                return (4 + m2) * x**2 + lam * x**4 - 2 * x * around
+
+            accept = sites & (rng.random(field.shape) < np.exp(np.minimum(0, local(field) - local(new))))
+            field = np.where(accept, new, field)
+        if sweep >= 100:
+            series["phi_squared"].append((field**2).mean(axis=(1, 2)))
+            series["susceptibility"].append(size**2 * field.mean(axis=(1, 2)) ** 2)
+            series["neighbour"].append((field * np.roll(field, 1, 1)).mean(axis=(1, 2)))
+    return {name: np.array(values).T for name, values in series.items()}
+
+
+def test_hmc_agrees_with_an_independent_metropolis(rng: np.random.Generator) -> None:
+    theory = Phi4((8, 8), m2=-4.0, lam=8.0)
+    store = MemoryStore()
+    plan = SamplingPlan(100, 400, n_thermalisation=100, n_tuning=50, cycles_per_block=50)
+    sample(cycle_of("hmc", theory), plan, store, start(theory, 100))
+    field = store.table("configurations", "phi")
+    ours = {
+        "phi_squared": (field**2).mean(axis=(2, 3)),
+        "susceptibility": 64 * field.mean(axis=(2, 3)) ** 2,
+        "neighbour": (field * np.roll(field, 1, 2)).mean(axis=(2, 3)),
+    }
+    theirs = numpy_metropolis(-4.0, 8.0, 8, 500, rng)
+    scores = []
+    for name, series in ours.items():
+        one, other = gamma_method(series.T).estimate, gamma_method(theirs[name]).estimate
+        scores.append(z_score(name, one.value, other.value, float(np.hypot(one.error, other.error))))
+    assert judge(scores, level=1e-4).passed, scores

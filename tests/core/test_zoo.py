@@ -1,0 +1,190 @@
+"""A zoo of wrong kernels, each found in published code: the exactness kit must catch every one.
+
+The right kernel of the same construction passes the same test; the mutants differ from it in the one line that was wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from flowmc.errors import CertificateError
+from flowmc.proposals import ProposalMetadata, certify
+from flowmc.testing import ExactStart, GaussianProposal, exact_start_scores
+from flowmc.theories import FreeScalar
+from flowmc_analysis.zscores import family_p_value
+
+THEORY = FreeScalar((2, 2), 1.0)
+PROPOSAL = GaussianProposal((2, 2), 0.7)
+CHAINS = 20000
+FALSE_ALARM = 1e-5
+STEPS = 4
+
+Array = np.ndarray
+
+
+def offers(rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """Proposals (STEPS, CHAINS, ...), their log q and uniform numbers."""
+    field, log_q = PROPOSAL.sample(int(rng.integers(2**62)), STEPS * CHAINS)
+    return field.reshape(STEPS, CHAINS, 2, 2), log_q.reshape(STEPS, CHAINS), rng.random((STEPS, CHAINS))
+
+
+def metropolis(field: Array, rng: np.random.Generator, ratio: Callable[..., Array]) -> Array:
+    """Independence Metropolis, with the acceptance ratio to be filled in."""
+    current, log_q = field, PROPOSAL.log_prob(field)
+    for proposed, log_q_proposed, u in zip(*offers(rng), strict=True):
+        log_alpha = ratio(THEORY.action(current), log_q, THEORY.action(proposed), log_q_proposed)
+        accepted = np.log(u) < log_alpha
+        current = np.where(accepted[:, None, None], proposed, current)
+        log_q = np.where(accepted, log_q_proposed, log_q)
+    return current
+
+
+def right(field: Array, rng: np.random.Generator) -> Array:
+    return metropolis(field, rng, lambda s, q, s_new, q_new: (s - s_new) + (q - q_new))
+
+
+def proposal_density_left_out(field: Array, rng: np.random.Generator) -> Array:
+    return metropolis(field, rng, lambda s, q, s_new, q_new: s - s_new)  # noqa: ARG005
+
+
+def proposal_density_swapped(field: Array, rng: np.random.Generator) -> Array:
+    return metropolis(field, rng, lambda s, q, s_new, q_new: (s - s_new) - (q - q_new))
+
+
+def log_determinant_sign(field: Array, rng: np.random.Generator) -> Array:
+    # log q enters with the scale's log-determinant of the wrong sign: here off by a field-dependent term.
+    return metropolis(field, rng, lambda s, q, s_new, q_new: (s - s_new) + 1.2 * (q - q_new))
+
+
+def counts_acceptances_instead_of_indexing(field: Array, rng: np.random.Generator) -> Array:
+    proposed, log_q, u = offers(rng)
+    weight = -THEORY.action(field) - PROPOSAL.log_prob(field)
+    count = np.zeros(CHAINS, int)
+    for j in range(STEPS):
+        log_w = -THEORY.action(proposed[j]) - log_q[j]
+        accepted = np.log(u[j]) < log_w - weight
+        weight, count = np.where(accepted, log_w, weight), count + accepted
+    stacked = np.concatenate([field[None], proposed])
+    return stacked[count, np.arange(CHAINS)]
+
+
+def starts_from_the_action_as_log_q(field: Array, rng: np.random.Generator) -> Array:
+    proposed, log_q, u = offers(rng)
+    accepted = np.log(u[0]) < (-THEORY.action(proposed[0]) - log_q[0]) - (-THEORY.action(field) - THEORY.action(field))
+    return np.where(accepted[:, None, None], proposed[0], field)
+
+
+def stale_log_q_after_another_kernel(field: Array, rng: np.random.Generator) -> Array:
+    log_q = PROPOSAL.log_prob(field)
+    # Another kernel moves the state as far as a kernel can, and keeps the target; log q stays that of the old state.
+    current = THEORY.draw(rng, len(field))
+    proposed, log_q_proposed, u = offers(rng)
+    accepted = np.log(u[0]) < THEORY.action(current) - THEORY.action(proposed[0]) + log_q - log_q_proposed[0]
+    return np.where(accepted[:, None, None], proposed[0], current)
+
+
+def last_batch_uninitialised(field: Array, rng: np.random.Generator) -> Array:
+    after = right(field, rng)
+    after[-CHAINS // 20 :] = 0.0
+    return after
+
+
+def redraws_bad_proposals(field: Array, rng: np.random.Generator) -> Array:
+    # "Bad" proposals are redrawn instead of rejected, so the declared proposal is not the one that was sampled.
+    proposed, log_q, u = offers(rng)
+    for _ in range(20):
+        bad = np.abs(proposed).max(axis=(2, 3)) > 0.8
+        fresh, fresh_log_q, _ = offers(rng)
+        proposed = np.where(bad[..., None, None], fresh, proposed)
+        log_q = np.where(bad, fresh_log_q, log_q)
+    accepted = np.log(u[0]) < THEORY.action(field) - THEORY.action(proposed[0]) + PROPOSAL.log_prob(field) - log_q[0]
+    return np.where(accepted[:, None, None], proposed[0], field)
+
+
+MUTANTS = [
+    proposal_density_left_out,
+    proposal_density_swapped,
+    log_determinant_sign,
+    counts_acceptances_instead_of_indexing,
+    starts_from_the_action_as_log_q,
+    stale_log_q_after_another_kernel,
+    last_batch_uninitialised,
+    redraws_bad_proposals,
+]
+
+
+def p_value(kernel: Callable[[Array, np.random.Generator], Array], rng: np.random.Generator) -> float:
+    target = ExactStart(
+        THEORY.draw, {"action": THEORY.action, "first": lambda f: f[:, 0, 0], "link": lambda f: f[:, 0, 0] * f[:, 0, 1]}
+    )
+    scores = exact_start_scores(target, lambda field: kernel(field, rng), rng, CHAINS)
+    return family_p_value(np.array(list(scores.values())))
+
+
+def test_right_kernel_passes(rng: np.random.Generator) -> None:
+    assert p_value(right, rng) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_wrong_kernel_is_caught(
+    mutant: Callable[[Array, np.random.Generator], Array], rng: np.random.Generator
+) -> None:
+    assert p_value(mutant, rng) < FALSE_ALARM
+
+
+class Broken(GaussianProposal):
+    """A proposal with one of the diseases that the certificate must find."""
+
+    def __init__(self, disease: str) -> None:
+        super().__init__((2, 2), 0.5)
+        self._disease = disease
+        self._calls = 0
+
+    @property
+    def metadata(self) -> ProposalMetadata:
+        healthy = super().metadata
+        return ProposalMetadata(
+            healthy.event_shape,
+            healthy.dtype,
+            deterministic=healthy.deterministic,
+            exact=self._disease != "admits it",
+            fingerprint=self._disease,
+        )
+
+    def sample(self, seed: int, n: int) -> tuple[Array, Array]:
+        self._calls += 1
+        field, log_q = super().sample(seed + (self._calls if self._disease == "own seed" else 0), n)
+        if self._disease == "not finite":
+            field[0, 0, 0] = np.nan
+        if self._disease == "sign":
+            log_q = log_q + 2 * 4 * np.log(0.5)
+        return field, log_q
+
+    def log_prob(self, field: Array) -> Array:
+        log_q = super().log_prob(field)
+        self._calls += 1
+        if self._disease == "random trace":
+            log_q = log_q + 0.05 * np.random.default_rng(self._calls).standard_normal(len(log_q))
+        if self._disease == "batch norm" and len(field) > 1:
+            log_q = log_q + 1e-3 * field.std()
+        if self._disease == "NaN":
+            log_q = np.where(np.arange(len(log_q)) == 3, np.nan, log_q)
+        return log_q
+
+
+@pytest.mark.parametrize(
+    "disease", ["not finite", "own seed", "sign", "random trace", "batch norm", "NaN", "admits it"]
+)
+def test_certificate_refuses(disease: str) -> None:
+    certificate = certify(Broken(disease), 1, n_finite=400, n_compare=64)
+    assert not certificate.passed
+    with pytest.raises(CertificateError) as caught:
+        certificate.require()
+    assert caught.value.got
+
+
+def test_certificate_passes_the_healthy_one() -> None:
+    certify(Broken("none"), 1, n_finite=400, n_compare=64).require()
