@@ -1,0 +1,380 @@
+r"""Comparing ensembles of one theory: whether they agree, and what each costs.
+
+For every observable and every pair of ensembles :math:`z = (a - b)/\sqrt{\sigma_a^2 + \sigma_b^2}`; all z-scores
+together are judged as one family (Šidák), so that the number of observables does not matter. Observables that are
+undefined at the measured means (an effective mass in the noise) cannot be compared, and the strongly non-linear ones
+are judged only where their relative error is small enough for linear propagation; both are shown all the same.
+
+Cost is counted in seconds per independent configuration, see `flowmc_analysis.cost`. The last ensemble is the baseline.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+
+from flowmc_analysis.ensemble import EnsembleAnalysis, analyze, verdict_dict
+from flowmc_analysis.errors import AnalysisError
+from flowmc_analysis.estimate import Estimate
+from flowmc_analysis.jsonable import json_number
+from flowmc_analysis.monitors import FAMILY_LEVEL
+from flowmc_analysis.tables import (
+    ABSENT,
+    Table,
+    format_number,
+    format_seconds,
+    monitor_table,
+    observable_table,
+    sampler_table,
+    tau_table,
+)
+from flowmc_analysis.zscores import Verdict, ZScore, compare_estimates, judge
+
+__all__ = ["Comparison", "CostRatio", "compare", "compare_analyses", "compare_many"]
+
+_NON_LINEAR = ("effective_mass", "correlation_length")
+_LARGEST_RELATIVE_ERROR = 1.0 / 3.0
+_COST_OBSERVABLE = "susceptibility"
+
+
+@dataclass(frozen=True)
+class CostRatio:
+    """Cost of one ensemble relative to the baseline, per independent configuration.
+
+    Parameters
+    ----------
+    label, baseline
+        The two ensembles.
+    observable
+        Whose ``tau_int`` counts; ``"slowest"`` compares the slowest scalar observable of each.
+    without_training
+        Ratio of the sampling seconds; below one, the ensemble is cheaper than the baseline.
+    with_training
+        The same with the training spread over the configurations produced.
+    break_even
+        Number of independent configurations from which on training has paid off; infinite if it never does, zero
+        without training.
+    """
+
+    label: str
+    baseline: str
+    observable: str
+    without_training: Estimate
+    with_training: Estimate
+    break_even: float
+
+    def to_dict(self) -> dict[str, object]:
+        """Give the fields for JSON."""
+        return {
+            "label": self.label,
+            "baseline": self.baseline,
+            "observable": self.observable,
+            "without_training": json_number(self.without_training.value),
+            "without_training_error": json_number(self.without_training.error),
+            "with_training": json_number(self.with_training.value),
+            "with_training_error": json_number(self.with_training.error),
+            "break_even_independent_configurations": json_number(self.break_even),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ensembles of one theory side by side.
+
+    Parameters
+    ----------
+    analyses
+        The ensembles; the last is the baseline.
+    scores
+        Pair (``"flow - hmc"``) to the z-scores of its observables, all that can be compared.
+    judged
+        Names of the observables in the judged family.
+    verdict
+        The family judged.
+    cost_ratios
+        Costs relative to the baseline.
+    """
+
+    analyses: tuple[EnsembleAnalysis, ...]
+    scores: Mapping[str, tuple[ZScore, ...]]
+    judged: tuple[str, ...]
+    verdict: Verdict
+    cost_ratios: tuple[CostRatio, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the ensembles."""
+        return tuple(analysis.label for analysis in self.analyses)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the ensembles agree and all their monitors are quiet."""
+        verdicts = [analysis.verdict for analysis in self.analyses]
+        return self.verdict.passed and all(verdict.passed for verdict in verdicts if verdict is not None)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Give everything as tables of text: observables, z-scores, autocorrelation, samplers, monitors, cost."""
+        return (
+            self.observable_table(),
+            tau_table(self.analyses),
+            sampler_table(self.analyses),
+            monitor_table(self.analyses),
+            self.cost_table(),
+            self.ratio_table(),
+        )
+
+    def observable_table(self) -> Table:
+        """Tabulate the observables with the z-scores of every pair."""
+        plain = observable_table(self.analyses)
+        by_pair = {pair: {score.name: score.z for score in scores} for pair, scores in self.scores.items()}
+        rows = tuple(
+            (*row, *(format_number(table.get(row[0], math.nan), "+.2f") for table in by_pair.values()))
+            for row in plain.rows
+        )
+        verdict = self.verdict
+        note = (
+            f"{plain.note} z: difference over combined error; {verdict.count} of them judged as one family,"
+            f" p = {verdict.p_value:.2g} ({'passes' if verdict.passed else 'FAILS'} at level {verdict.level:g})."
+        )
+        return Table("Observables", (*plain.columns, *(f"z: {pair}" for pair in by_pair)), rows, note)
+
+    def cost_table(self) -> Table:
+        """Tabulate seconds per independent configuration, with and without training."""
+        rows = []
+        for analysis in self.analyses:
+            cost = analysis.cost
+            for name in dict.fromkeys((_COST_OBSERVABLE, analysis.slowest)):
+                estimate = analysis.observables[name]
+                rows.append(
+                    (
+                        analysis.label,
+                        format_seconds(cost.sampling_seconds),
+                        format_seconds(cost.training_seconds) if cost.training_seconds else ABSENT,
+                        f"{name} (slowest)" if name == analysis.slowest else name,
+                        format_number(estimate.tau_int),
+                        format_seconds(cost.per_independent(estimate).value),
+                        format_seconds(cost.per_independent(estimate, with_training=True).value),
+                    )
+                )
+        columns = ("ensemble", "sampling", "training", "observable", "tau_int", "per independent one", "with training")
+        note = "Wall time after thermalisation; 2 tau_int configurations make an independent one (white noise = 0.5)."
+        return Table("Cost per independent configuration", columns, tuple(rows), note)
+
+    def ratio_table(self) -> Table:
+        """Tabulate the costs relative to the baseline."""
+        rows = tuple(
+            (
+                f"{ratio.label} / {ratio.baseline}",
+                ratio.observable,
+                str(ratio.without_training),
+                str(ratio.with_training),
+                _break_even(ratio.break_even),
+            )
+            for ratio in self.cost_ratios
+        )
+        columns = ("ensembles", "observable", "cost ratio", "with training", "training pays off after")
+        return Table("Cost relative to the baseline", columns, rows, "Below one: cheaper than the baseline.")
+
+    def to_dict(self) -> dict[str, object]:
+        """Give the result for JSON; what is not finite becomes ``None``."""
+        return {
+            "labels": list(self.labels),
+            "passed": self.passed,
+            "verdict": verdict_dict(self.verdict),
+            "z_scores": {
+                pair: {score.name: json_number(score.z) for score in scores} for pair, scores in self.scores.items()
+            },
+            "judged": list(self.judged),
+            "cost_ratios": [ratio.to_dict() for ratio in self.cost_ratios],
+            "ensembles": {analysis.label: analysis.to_dict() for analysis in self.analyses},
+        }
+
+
+def compare(
+    path_a: str | PathLike[str],
+    path_b: str | PathLike[str],
+    s: float = 2.0,
+    *,
+    labels: tuple[str, str] | None = None,
+    level: float = FAMILY_LEVEL,
+) -> Comparison:
+    """Compare two ensembles of one theory; the second is the baseline.
+
+    Parameters
+    ----------
+    path_a, path_b
+        The ensemble files.
+    s
+        Window parameter of the Γ-method.
+    labels
+        Names in the output; the algorithms by default.
+    level
+        False-alarm rate of the whole family of z-scores.
+
+    Raises
+    ------
+    AnalysisError
+        As in :func:`compare_many`.
+    """
+    return compare_many((path_a, path_b), labels, s, level=level)
+
+
+def compare_many(
+    paths: Sequence[str | PathLike[str]],
+    labels: Sequence[str] | None = None,
+    s: float = 2.0,
+    *,
+    level: float = FAMILY_LEVEL,
+) -> Comparison:
+    """Compare ensembles of one theory pair by pair; the last is the baseline of the costs.
+
+    Parameters
+    ----------
+    paths
+        Two or more ensemble files.
+    labels
+        Names in the output, one each; the algorithms by default.
+    s
+        Window parameter of the Γ-method.
+    level
+        False-alarm rate of the whole family of z-scores.
+
+    Raises
+    ------
+    EnsembleError
+        (of ``flowmc_ensembles``) if a file is missing, damaged or no ensemble.
+    AnalysisError
+        If there are fewer than two, labels do not fit, or the ensembles are not of one theory; as in
+        `flowmc_analysis.ensemble.analyze`.
+    """
+    if labels is not None and len(labels) != len(paths):
+        raise AnalysisError(
+            got=f"{len(labels)} labels for {len(paths)} ensembles", expected="one label each", fix="count them again"
+        )
+    names = [""] * len(paths) if labels is None else list(labels)
+    analyses = [analyze(path, s, label=name) for path, name in zip(paths, names, strict=True)]
+    if labels is None:
+        analyses = _with_distinct_labels(analyses)
+    return compare_analyses(analyses, level=level)
+
+
+def compare_analyses(analyses: Sequence[EnsembleAnalysis], *, level: float = FAMILY_LEVEL) -> Comparison:
+    """Compare ensembles that are analysed already; the last is the baseline of the costs.
+
+    Parameters
+    ----------
+    analyses
+        Two or more, with different labels.
+    level
+        False-alarm rate of the whole family of z-scores.
+
+    Raises
+    ------
+    AnalysisError
+        If there are fewer than two, two labels are equal, or the ensembles are not of one theory.
+    """
+    _check_comparable(analyses)
+    scores: dict[str, tuple[ZScore, ...]] = {}
+    family: list[ZScore] = []
+    judged: dict[str, None] = {}
+    for a, b in itertools.combinations(analyses, 2):
+        pair = f"{a.label} - {b.label}"
+        row = []
+        for name, estimate in a.observables.items():
+            other = b.observables.get(name)
+            if other is None or not (math.isfinite(estimate.value) and math.isfinite(other.value)):
+                continue
+            score = compare_estimates(name, estimate, other)
+            row.append(score)
+            if _linear(name, estimate) and _linear(name, other):
+                family.append(score)
+                judged[name] = None
+        scores[pair] = tuple(row)
+    return Comparison(
+        analyses=tuple(analyses),
+        scores=scores,
+        judged=tuple(judged),
+        verdict=judge(family, level=level),
+        cost_ratios=tuple(_cost_ratios(analyses)),
+    )
+
+
+def _check_comparable(analyses: Sequence[EnsembleAnalysis]) -> None:
+    labels = [analysis.label for analysis in analyses]
+    if len(analyses) < 2 or len(set(labels)) < len(labels):
+        raise AnalysisError(
+            got=f"ensembles {labels}",
+            expected="two or more ensembles, each with its own label",
+            fix="pass labels=[...]",
+        )
+    first = analyses[0].description
+    for analysis in analyses[1:]:
+        other = analysis.description
+        if (other.theory, other.action, other.lattice_size) != (first.theory, first.action, first.lattice_size):
+            raise AnalysisError(
+                got=f"{labels[0]}: {dict(first.action)}, {analysis.label}: {dict(other.action)}",
+                expected="ensembles of one theory on one lattice with equal couplings",
+                fix="compare runs of the same action",
+            )
+
+
+def _with_distinct_labels(analyses: Sequence[EnsembleAnalysis]) -> list[EnsembleAnalysis]:
+    """Append a number to labels that occur more than once."""
+    labels = [analysis.label for analysis in analyses]
+    numbered = []
+    for i, (analysis, label) in enumerate(zip(analyses, labels, strict=True)):
+        number = labels[: i + 1].count(label)
+        numbered.append(replace(analysis, label=f"{label} {number}") if labels.count(label) > 1 else analysis)
+    return numbered
+
+
+def _linear(name: str, estimate: Estimate) -> bool:
+    """Whether linear error propagation can be trusted for this observable."""
+    if not name.startswith(_NON_LINEAR):
+        return True
+    return estimate.error <= _LARGEST_RELATIVE_ERROR * abs(estimate.value)
+
+
+def _cost_ratios(analyses: Sequence[EnsembleAnalysis]) -> list[CostRatio]:
+    baseline = analyses[-1]
+    ratios = []
+    for analysis in analyses[:-1]:
+        for observable, own, reference in (
+            (_COST_OBSERVABLE, _COST_OBSERVABLE, _COST_OBSERVABLE),
+            ("slowest", analysis.slowest, baseline.slowest),
+        ):
+            numerator, denominator = analysis.observables[own], baseline.observables[reference]
+            plain = [analysis.cost.per_independent(numerator), baseline.cost.per_independent(denominator)]
+            trained = [
+                analysis.cost.per_independent(numerator, with_training=True),
+                baseline.cost.per_independent(denominator, with_training=True),
+            ]
+            gain = plain[1].value - plain[0].value
+            training = analysis.cost.training_seconds
+            ratios.append(
+                CostRatio(
+                    label=analysis.label,
+                    baseline=baseline.label,
+                    observable=observable,
+                    without_training=_ratio(*plain),
+                    with_training=_ratio(*trained),
+                    break_even=0.0 if training == 0.0 else training / gain if gain > 0.0 else math.inf,
+                )
+            )
+    return ratios
+
+
+def _ratio(a: Estimate, b: Estimate) -> Estimate:
+    if not (a.value > 0.0 and b.value > 0.0):
+        return Estimate(math.nan, math.nan)
+    value = a.value / b.value
+    return Estimate(value, value * math.hypot(a.error / a.value, b.error / b.value))
+
+
+def _break_even(n: float) -> str:
+    if n == 0.0:
+        return ABSENT
+    return "never" if math.isinf(n) else f"{n:.3g} independent configurations"

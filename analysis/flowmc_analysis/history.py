@@ -1,0 +1,173 @@
+"""The production part of a run's history: one row per update, chains of all streams side by side.
+
+Non-finite proposals were rejected by the run, whatever their log-weight reads; here their weight is zero, which keeps
+every flow-side average exact (they are draws like any other). A state that the flow cannot reach has infinite weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from flowmc_analysis.errors import AnalysisError, NonFiniteError
+
+if TYPE_CHECKING:
+    from flowmc_ensembles.reader import Stream
+
+__all__ = ["FLOW_KIND", "HMC_KIND", "History", "read_history"]
+
+Array = npt.NDArray[np.float64]
+
+HMC_KIND = "hmc"
+FLOW_KIND = "flow"
+
+
+@dataclass(frozen=True)
+class History:
+    """History of the updates after thermalisation.
+
+    Parameters
+    ----------
+    update
+        Update numbers, shape ``(m,)``, of the first stream.
+    kinds
+        Name of each update's kind (``"hmc"``, ``"flow"``, ...), shape ``(m,)``.
+    accepted
+        Whether each chain's proposal was accepted, shape ``(chains, m)``.
+    delta_h
+        Energy errors of the HMC updates, shape ``(chains, m_hmc)``; empty if the run made none.
+    log_weight
+        Log-weights of the flow's proposals in nats, shape ``(chains, m_flow)``; ``-inf`` for those that failed.
+    log_weight_current
+        Log-weights of the states before the flow updates, same shape; ``+inf`` off the flow's support.
+    n_nonfinite
+        Number of proposals whose log-weight was not finite.
+    n_offsupport
+        Number of flow updates that started from a state the flow cannot reach.
+    seconds
+        Wall time of the rows, all streams together.
+    thermalisation_seconds
+        Wall time of the rows that were dropped.
+    """
+
+    update: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.str_]
+    accepted: npt.NDArray[np.bool_]
+    delta_h: Array
+    log_weight: Array
+    log_weight_current: Array
+    n_nonfinite: int
+    n_offsupport: int
+    seconds: float
+    thermalisation_seconds: float
+
+    def of_kind(self, kind: str) -> npt.NDArray[np.bool_]:
+        """Accept bits of the updates of one kind, shape ``(chains, m_kind)``."""
+        return self.accepted[:, self.kinds == kind]
+
+    @property
+    def kind_names(self) -> tuple[str, ...]:
+        """Kinds that occur, in alphabetical order."""
+        return tuple(str(name) for name in np.unique(self.kinds))
+
+
+def read_history(streams: Sequence[Stream]) -> History:
+    """Read and join the histories of streams that ran the same cycle.
+
+    Parameters
+    ----------
+    streams
+        Streams with equally many updates after thermalisation, of equal kinds row by row.
+
+    Raises
+    ------
+    AnalysisError
+        If the streams differ in the kinds of their updates or in their number.
+    NonFiniteError
+        If the log-weight of a stream's state is not a number.
+    """
+    parts = [_read_columns(stream) for stream in streams]
+    first = parts[0]
+    for index, part in enumerate(parts):
+        if part.kinds.shape != first.kinds.shape or np.any(part.kinds != first.kinds):
+            raise AnalysisError(
+                got=f"streams 0 and {index} of the choice with {first.kinds.size} and {part.kinds.size} updates after"
+                " thermalisation, or of differing kinds",
+                expected="the same cycle of updates, equally often, in streams that are analysed together",
+                fix="analyse them one by one with streams=[k], or extend the shorter one",
+            )
+    proposals = np.concatenate([part.log_weight for part in parts])
+    current = np.concatenate([part.log_weight_current for part in parts])
+    bad = int(np.count_nonzero(np.isnan(current) | np.isneginf(current)))
+    if bad:
+        raise NonFiniteError(
+            got=f"{bad} states whose log-weight is NaN or -inf",
+            expected="a finite action at every state of a chain (log-weight +inf where the flow has no support)",
+            fix="the chain left the support of the target: check the action and the kernel that moved it",
+        )
+    failed = ~np.isfinite(proposals)
+    return History(
+        update=first.update,
+        kinds=first.kinds,
+        accepted=np.concatenate([part.accepted for part in parts]),
+        delta_h=np.concatenate([part.delta_h for part in parts]),
+        log_weight=np.where(failed, -np.inf, proposals),
+        log_weight_current=current,
+        n_nonfinite=int(np.count_nonzero(failed)),
+        n_offsupport=int(np.count_nonzero(np.isposinf(current))),
+        seconds=sum(part.seconds for part in parts),
+        thermalisation_seconds=sum(part.thermalisation_seconds for part in parts),
+    )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of one stream after thermalisation, chains first."""
+
+    update: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.str_]
+    accepted: npt.NDArray[np.bool_]
+    delta_h: Array
+    log_weight: Array
+    log_weight_current: Array
+    seconds: float
+    thermalisation_seconds: float
+
+
+def _read_columns(stream: Stream) -> _Columns:
+    description = stream.description
+    update = np.asarray(stream.history("update"), dtype=np.int64)
+    kept = update > description.thermalisation_updates
+    if not kept.any():
+        raise AnalysisError(
+            got=f"{update.size} updates, thermalisation_updates = {description.thermalisation_updates}",
+            expected="updates after thermalisation",
+            fix="continue the run: there is no production to analyse yet",
+        )
+    numbers = np.asarray(stream.history("proposal_kind"), dtype=np.int64)[kept]
+    kinds = np.array([description.proposal_kinds.get(int(n), f"kind_{n}") for n in numbers], dtype=np.str_)
+
+    def rows_of(name: str, kind: str) -> Array:
+        rows = kinds == kind
+        if not rows.any():
+            return np.empty((description.n_chains, 0))
+        table: Array = np.asarray(stream.history(name), dtype=np.float64)
+        return np.asarray(table[kept][rows].T)
+
+    walltime = np.zeros(update.size)
+    if "walltime" in stream.history_names:
+        walltime = np.asarray(stream.history("walltime"), dtype=np.float64)
+    return _Columns(
+        update=update[kept],
+        kinds=kinds,
+        accepted=np.asarray(stream.history("accepted"), dtype=np.bool_)[kept].T,
+        delta_h=rows_of("delta_H", HMC_KIND),
+        log_weight=rows_of("log_weight", FLOW_KIND),
+        log_weight_current=rows_of("log_weight_current", FLOW_KIND),
+        seconds=float(np.sum(walltime[kept])),
+        thermalisation_seconds=float(np.sum(walltime[~kept])),
+    )

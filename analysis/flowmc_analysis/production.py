@@ -1,0 +1,216 @@
+"""Reading an ensemble for analysis: measurements on the configurations after thermalisation, and the history.
+
+Streams are independent runs; those of equal length, algorithm and spacing are laid side by side, so that their
+chains become replicas of one ensemble. Configurations are read, checked against their checksums and measured
+block by block; only the measurements are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from flowmc_analysis.errors import AnalysisError
+from flowmc_analysis.history import History, read_history
+from flowmc_analysis.observables import Configurations, measure
+from flowmc_ensembles.reader import Ensemble
+
+if TYPE_CHECKING:
+    from flowmc_ensembles.descriptions import EnsembleDescription, StreamDescription
+    from flowmc_ensembles.reader import Stream
+
+__all__ = ["VIRIAL", "Production", "read_production"]
+
+Array = npt.NDArray[np.float64]
+
+VIRIAL = "virial"  # name under which a run records sum_x phi dS/dphi
+_BLOCK_NUMBERS = 2**23  # field values held at once: 64 MiB in double precision
+
+
+@dataclass(frozen=True)
+class Production:
+    """What was sampled after thermalisation, chains of all streams side by side.
+
+    Parameters
+    ----------
+    description
+        What was simulated.
+    streams
+        How, one description a stream that is part of this.
+    trajectory
+        Update numbers of the configurations, shape ``(n,)``, of the first stream.
+    measurements
+        Primary observables by name, ``(chains, n)`` or ``(chains, n, k)``, and ``action`` ``(chains, n)``.
+    recorded
+        Scalars measured during the run (``virial`` and others), by name, ``(chains, n)``.
+    history
+        The updates.
+    updates_per_configuration
+        Mean number of updates between stored configurations.
+    """
+
+    description: EnsembleDescription
+    streams: tuple[StreamDescription, ...]
+    trajectory: npt.NDArray[np.int64]
+    measurements: Mapping[str, Array]
+    recorded: Mapping[str, Array]
+    history: History
+    updates_per_configuration: float
+
+    @property
+    def n_chains(self) -> int:
+        """Number of chains, all streams together."""
+        return sum(stream.n_chains for stream in self.streams)
+
+    @property
+    def volume(self) -> int:
+        """Number of lattice sites."""
+        return math.prod(self.description.lattice_size)
+
+    def further_scalars(self) -> dict[str, Array]:
+        """Give the recorded scalars that are observables of their own (the virial is a check), ``(chains, n)``."""
+        return {name: values for name, values in self.recorded.items() if name != VIRIAL}
+
+    def scalar_series(self) -> dict[str, Array]:
+        """Give the observables that are plain averages, configuration by configuration, ``(chains, n)`` each."""
+        measured = self.measurements
+        return {
+            "magnetisation": measured["magnetisation"],
+            "magnetisation_abs": measured["magnetisation_abs"],
+            "susceptibility": self.volume * measured["magnetisation_squared"],
+            "phi_squared": measured["phi_squared"],
+            "action_density": measured["action"] / self.volume,
+            **self.further_scalars(),
+        }
+
+
+def read_production(path: str | PathLike[str], streams: Sequence[int] | None = None) -> Production:
+    """Read an ensemble of a real scalar field and measure the primary observables.
+
+    Parameters
+    ----------
+    path
+        The ensemble file.
+    streams
+        Which streams to lay side by side; all by default.
+
+    Returns
+    -------
+    The production part: rows with ``trajectory`` (or ``update``) beyond each stream's ``thermalisation_updates``.
+
+    Raises
+    ------
+    EnsembleError
+        (of ``flowmc_ensembles``) if the file is missing, damaged or no ensemble.
+    AnalysisError
+        If a stream does not exist, holds no configurations after thermalisation or no real scalar field, or if the
+        streams differ in algorithm, length or spacing.
+    """
+    ensemble = Ensemble(path)
+    available = ensemble.streams
+    chosen = range(len(available)) if streams is None else streams
+    unknown = [index for index in chosen if not 0 <= index < len(available)]
+    if unknown or not chosen:
+        raise AnalysisError(
+            got=f"streams {list(chosen)} of {path}",
+            expected=f"a choice of 0 to {len(available) - 1}",
+            fix="name streams that the ensemble has",
+        )
+    parts = [available[index] for index in chosen]
+    description = ensemble.description
+    kept = [_production_rows(part, index) for index, part in zip(chosen, parts, strict=True)]
+    _check_replicas(parts, kept, chosen)
+    measured = [
+        _measure_stream(part, rows.start, len(description.lattice_size)) for part, rows in zip(parts, kept, strict=True)
+    ]
+    recorded = [_recorded_scalars(part, rows.start) for part, rows in zip(parts, kept, strict=True)]
+    common = set.intersection(*(set(table) for table in recorded))
+    first = kept[0].trajectory
+    return Production(
+        description=description,
+        streams=tuple(part.description for part in parts),
+        trajectory=first,
+        measurements={name: np.concatenate([table[name] for table in measured]) for name in measured[0]},
+        recorded={name: np.concatenate([table[name] for table in recorded]) for name in sorted(common)},
+        history=read_history(parts),
+        updates_per_configuration=_spacing(first),
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    start: int
+    trajectory: npt.NDArray[np.int64]
+
+
+def _production_rows(stream: Stream, index: int) -> _Rows:
+    description = stream.description
+    trajectory = np.asarray(stream.trajectory, dtype=np.int64)
+    start = int(np.searchsorted(trajectory, description.thermalisation_updates, side="right"))
+    if start == trajectory.size:
+        raise AnalysisError(
+            got=f"stream {index} with {trajectory.size} configurations, none after update"
+            f" {description.thermalisation_updates} (thermalisation_updates)",
+            expected="configurations after thermalisation",
+            fix="continue the run: there is no production to analyse yet",
+        )
+    if description.field_name != "phi" or description.internal_axes:
+        raise AnalysisError(
+            got=f"the field {description.field_name!r} with internal axes {list(description.internal_axes)}",
+            expected="a real scalar field 'phi' without internal axes",
+            fix="read the configurations with flowmc_ensembles and use the array-level functions of flowmc_analysis",
+        )
+    return _Rows(start, trajectory[start:])
+
+
+def _check_replicas(parts: Sequence[Stream], kept: Sequence[_Rows], chosen: Sequence[int]) -> None:
+    def key(part: Stream, rows: _Rows) -> tuple[str, int, float]:
+        return part.description.algorithm, rows.trajectory.size, _spacing(rows.trajectory)
+
+    reference = key(parts[0], kept[0])
+    for index, part, rows in zip(chosen, parts, kept, strict=True):
+        if key(part, rows) != reference:
+            raise AnalysisError(
+                got=f"stream {index}: (algorithm, configurations, spacing) = {key(part, rows)}, stream {chosen[0]}:"
+                f" {reference}",
+                expected="equal algorithm, number of configurations and spacing in streams analysed together",
+                fix=f"analyse them one by one (streams=[{index}]), or extend the shorter one",
+            )
+
+
+def _spacing(trajectory: npt.NDArray[np.int64]) -> float:
+    return float(trajectory[-1] - trajectory[0]) / (trajectory.size - 1) if trajectory.size > 1 else 1.0
+
+
+def _measure_stream(stream: Stream, start: int, dimension: int) -> dict[str, Array]:
+    blocks: list[dict[str, Array]] = []
+    name, stop = stream.description.field_name, stream.n_configurations
+    first = stream.configurations(name, start=start, stop=start + 1)
+    rows = max(1, _BLOCK_NUMBERS // first.size)
+    for low in range(start, stop, rows):
+        high = min(low + rows, stop)
+        field = np.asarray(stream.configurations(name, start=low, stop=high))
+        if field.dtype.kind != "f":
+            raise AnalysisError(
+                got=f"configurations of type {field.dtype}",
+                expected="a real scalar field of floats",
+                fix="use the array-level functions of flowmc_analysis on other fields",
+            )
+        action = np.asarray(stream.configurations("action", start=low, stop=high, verify=False), dtype=np.float64)
+        blocks.append(measure(Configurations(field, dimension, action)))
+    return {key: np.concatenate([block[key] for block in blocks]).swapaxes(0, 1) for key in blocks[0]}
+
+
+def _recorded_scalars(stream: Stream, start: int) -> dict[str, Array]:
+    tables = {name: np.asarray(stream.observable(name)) for name in stream.observable_names}
+    return {
+        name: table[start:].T.astype(np.float64)
+        for name, table in tables.items()
+        if table.ndim == 2 and table.dtype.kind in "fiu"
+    }
