@@ -228,7 +228,9 @@ def test_three_by_three_torus_is_exact(kind: str) -> None:
     assert judge(scores, level=1e-4).passed, scores
 
 
-def numpy_metropolis(m2: float, lam: float, size: int, n_sweeps: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def numpy_metropolis(
+    m2: float, lam: float, size: int, n_sweeps: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Local Metropolis of φ⁴ on a checkerboard, many lattices at once; shares no code with the package."""
     chains = 200
     field = 0.1 * rng.standard_normal((chains, size, size))
