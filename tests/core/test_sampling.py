@@ -236,16 +236,16 @@ def numpy_metropolis(
     field = 0.1 * rng.standard_normal((chains, size, size))
     even = (np.add.outer(np.arange(size), np.arange(size)) % 2) == 0
     series: dict[str, list[np.ndarray]] = {"phi_squared": [], "susceptibility": [], "neighbour": []}
+
+    def local(x: np.ndarray, around: np.ndarray) -> np.ndarray:
+        return np.asarray((4 + m2) * x**2 + lam * x**4 - 2 * x * around)
+
     for sweep in range(n_sweeps + 100):
         for sites in (even, ~even):
-            around = sum(np.roll(field, shift, axis) for shift in (1, -1) for axis in (1, 2))
+            around = np.sum([np.roll(field, shift, axis) for shift in (1, -1) for axis in (1, 2)], axis=0)
             new = field + 0.5 * rng.uniform(-1, 1, field.shape)
-
-            def local(x: np.ndarray, around: np.ndarray = around) -> np.ndarray:
-                return (4 + m2) * x**2 + lam * x**4 - 2 * x * around
-
-            accept = sites & (rng.random(field.shape) < np.exp(np.minimum(0, local(field) - local(new))))
-            field = np.where(accept, new, field)
+            change = local(new, around) - local(field, around)
+            field = np.where(sites & (rng.random(field.shape) < np.exp(np.minimum(0, -change))), new, field)
         if sweep >= 100:
             series["phi_squared"].append((field**2).mean(axis=(1, 2)))
             series["susceptibility"].append(size**2 * field.mean(axis=(1, 2)) ** 2)
