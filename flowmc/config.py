@@ -75,6 +75,8 @@ class SamplingConfig:
         Type in which the flow's networks run in production.
     threads
         Threads of torch while sampling; more than one fights with JAX's own.
+    device
+        Device on which torch runs the flow, for example "cpu" or "cuda"; where the chains move is JAX's own setting.
     """
 
     kernel: str = "hybrid"
@@ -95,6 +97,7 @@ class SamplingConfig:
     start_from: str = ""
     precision: str = "float64"
     threads: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         choices = {"kernel": KERNELS, "start": STARTS, "precision": PRECISIONS, "integrator": tuple(INTEGRATORS)}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from flowmc.arrays import check_finite
 from flowmc.errors import ParameterError
-from flowmc.kernels import Cycle, CycleUpdates, HybridState
+from flowmc.kernels import Cycle, CycleUpdates, HybridState, Updates
 
 __all__ = ["BlockReport", "MemoryStore", "Observer", "SamplingPlan", "SamplingResult", "Store", "sample"]
 
@@ -297,7 +297,7 @@ def _history(
             seconds.append(np.full(member.n_updates, share))
     columns = {
         name: np.concatenate([getattr(one, name) for updates in happened for one in updates.updates])
-        for name in ("accepted", "action", "delta_H", "log_weight", "log_weight_current")
+        for name in Updates._fields
     }
     n_rows = len(happened) * cycle.n_updates
     return {

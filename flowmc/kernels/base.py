@@ -31,7 +31,7 @@ class HybridState(NamedTuple):
 
 
 class Updates(NamedTuple):
-    """What happened in ``n`` consecutive updates of all chains, host arrays of shape (n, chains)."""
+    """What happened in ``n`` consecutive updates of all chains; host arrays, (n, chains) unless said otherwise."""
 
     accepted: NDArray[np.bool_]
     action: NDArray[np.float64]
@@ -42,6 +42,10 @@ class Updates(NamedTuple):
     """−S − log q of the proposal, −inf for a proposal that is not finite; NaN for trajectories."""
     log_weight_current: NDArray[np.float64]
     """−S − log q of the state before the update; NaN for trajectories."""
+    step_size: NDArray[np.float64]
+    """Molecular-dynamics step, (n,); NaN for flow proposals."""
+    n_steps: NDArray[np.int64]
+    """Steps of the trajectory, (n,); 0 for flow proposals."""
 
 
 class CycleMember(Protocol):

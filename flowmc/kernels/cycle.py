@@ -8,6 +8,7 @@ between; where that happens follows from their declarations alone.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -166,7 +167,16 @@ class Cycle:
 
 
 def hybrid(trajectories: Trajectories, proposals: FlowProposals) -> Cycle:
-    """Return the cycle of n HMC trajectories followed by k flow proposals."""
+    """Return the cycle of n HMC trajectories followed by k flow proposals.
+
+    Warns if the flow's support is smaller than the theory's: correct, but its proposals are rejected wherever HMC is
+    outside of it.
+    """
+    if not proposals.proposal.metadata.full_support:
+        warnings.warn(
+            "the flow's support is smaller than the theory's: its proposals are rejected while HMC is outside of it",
+            stacklevel=2,
+        )
     return Cycle(trajectories.kernel.theory, (trajectories, proposals))
 
 
@@ -176,5 +186,17 @@ def hmc_only(trajectories: Trajectories) -> Cycle:
 
 
 def flow_only(theory: Theory, proposal: Proposal, seed: int, n_proposals: int) -> Cycle:
-    """Return independence Metropolis alone."""
+    """Return independence Metropolis alone.
+
+    Raises
+    ------
+    ParameterError
+        If the proposal's support is smaller than the theory's: such a chain cannot reach all of it.
+    """
+    if not proposal.metadata.full_support:
+        raise ParameterError(
+            got="a flow whose support is smaller than the theory's, to propose alone",
+            expected="q > 0 wherever exp(-S) > 0",
+            fix='mix it with HMC: kernel = "hybrid"',
+        )
     return Cycle(theory, (FlowProposals(Independence(theory), proposal, seed, n_proposals),))

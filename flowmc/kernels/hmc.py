@@ -204,7 +204,15 @@ class Trajectories:
         )
         delta_H = np.asarray(info.delta_H)
         nothing = np.full_like(delta_H, np.nan)
-        return state, Updates(np.asarray(info.accepted), np.asarray(action), delta_H, nothing, nothing)
+        return state, Updates(
+            np.asarray(info.accepted),
+            np.asarray(action),
+            delta_H,
+            log_weight=nothing,
+            log_weight_current=nothing,
+            step_size=np.full(self.n_updates, self.step_size),
+            n_steps=np.full(self.n_updates, self.n_steps),
+        )
 
     def adapted(self, updates: Updates, *, last: bool) -> CycleMember:
         """Return the member with its step size moved towards the target acceptance; ``last`` freezes it."""

@@ -217,9 +217,11 @@ class FlowProposals:
         return state, Updates(
             accepted,
             np.asarray(info.action),
-            np.full(accepted.shape, np.nan),
-            np.asarray(prepared.log_weight[mine]),
-            np.asarray(info.log_weight_current),
+            delta_H=np.full(accepted.shape, np.nan),
+            log_weight=np.asarray(prepared.log_weight[mine]),
+            log_weight_current=np.asarray(info.log_weight_current),
+            step_size=np.full(self.n_updates, np.nan),
+            n_steps=np.zeros(self.n_updates, np.int64),
         )
 
     def log_prob(self, field: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

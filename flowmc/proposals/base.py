@@ -31,6 +31,9 @@ class ProposalMetadata:
         Whether log q is the log density of the map as run, up to rounding.
     fingerprint
         SHA-256 over weights and code id, in hexadecimal.
+    full_support
+        Whether q > 0 wherever the theory's density is. A flow without it can sample correctly only beside another
+        kernel: alone it is refused.
     """
 
     event_shape: tuple[int, ...]
@@ -38,6 +41,7 @@ class ProposalMetadata:
     deterministic: bool
     exact: bool
     fingerprint: str
+    full_support: bool = True
 
 
 @runtime_checkable

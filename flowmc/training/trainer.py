@@ -52,6 +52,8 @@ class TrainingConfig:
         Steps between checkpoints.
     threads
         Threads of torch. Another number may change the last bits of the result.
+    device
+        Device of torch, for example "cpu" or "cuda".
 
     Raises
     ------
@@ -68,7 +70,8 @@ class TrainingConfig:
     gradient_clip: float = 10.0
     seed: int = 0
     checkpoint_every: int = 200
-    threads: int = 2
+    threads: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate", "gradient_clip", "checkpoint_every", "threads"):

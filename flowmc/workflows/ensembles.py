@@ -23,7 +23,7 @@ from flowmc.proposals import Proposal, certify
 from flowmc.sampling import SamplingResult, sample
 from flowmc.seeds import fold, numpy_generator
 from flowmc.theories import Theory
-from flowmc.workflows.flows import check_theory, exists_already, in_precision
+from flowmc.workflows.flows import check_theory, exists_already, for_production
 from flowmc_ensembles import Ensemble, EnsembleDescription, EnsembleWriter, StreamDescription
 
 __all__ = ["sample_ensemble", "versions"]
@@ -130,7 +130,7 @@ def _read_flow(theory: Theory, settings: SamplingConfig, path: Path | None, seed
         )
     flow, saved = load_flow(path)
     check_theory(saved, theory, path)
-    proposal = in_precision(flow, settings.precision)
+    proposal = for_production(flow, settings.precision, settings.device)
     certificate = certify(proposal, fold(seed, "certificate"))
     certificate.require()
     facts = {
@@ -165,6 +165,7 @@ def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[
     parameters["plan"] = {key: value for key, value in asdict(plan).items() if key != "n_cycles"}
     parameters["precision"] = settings.precision
     parameters["threads"] = settings.threads
+    parameters["device"] = settings.device
     if "hmc" in cycle.kinds:
         parameters["tuning"] = {"step_size": settings.step_size, "target_acceptance": settings.target_acceptance}
     return {

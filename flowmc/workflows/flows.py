@@ -12,13 +12,20 @@ import torch
 
 from flowmc.config import RunConfig
 from flowmc.display import Display
-from flowmc.errors import ConfigError, FlowFileError, LatticeMismatchError, RunExistsError, TheoryMismatchError
+from flowmc.errors import (
+    ConfigError,
+    FlowFileError,
+    LatticeMismatchError,
+    ParameterError,
+    RunExistsError,
+    TheoryMismatchError,
+)
 from flowmc.flows import Flow, SavedFlow, build_flow, describe_flow, load_flow, save_flow
 from flowmc.proposals import Certificate, FlowProposal, as_proposal, certify
 from flowmc.theories import Theory
 from flowmc.training import TrainingFiles, train
 
-__all__ = ["certify_flow", "check_theory", "exists_already", "in_precision", "train_flow"]
+__all__ = ["certify_flow", "check_theory", "exists_already", "for_production", "to_device", "train_flow"]
 
 
 def exists_already(path: Path) -> RunExistsError:
@@ -67,7 +74,7 @@ def train_flow(
         for existing in (output, TrainingFiles(output).checkpoint):
             if existing.exists():
                 raise exists_already(existing)
-    flow = build_flow(config.flow, config.theory.shape, seed=config.training.seed)
+    flow = to_device(build_flow(config.flow, config.theory.shape, seed=config.training.seed), config.training.device)
     # Through JSON, as the file will hold it: tuples become lists.
     identity: dict[str, Any] = json.loads(
         json.dumps({"flow": describe_flow(flow), "training": config.training.identity()})
@@ -131,9 +138,38 @@ def check_theory(saved: SavedFlow, theory: Theory, path: Path) -> None:
         )
 
 
-def in_precision(flow: Flow, precision: str) -> FlowProposal:
-    """Return a flow as a proposal whose networks run in "float32" or "float64"."""
-    return as_proposal(flow.to({"float32": torch.float32, "float64": torch.float64}[precision]))
+def to_device(flow: Flow, device: str) -> Flow:
+    """Return a flow, moved to a device.
+
+    Raises
+    ------
+    ParameterError
+        If torch does not know the device, or the machine does not have it.
+    """
+    try:
+        return flow.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise ParameterError(
+            got=f"device = {device!r}: {str(error).splitlines()[0]}",
+            expected='a device of this machine and this build of torch, for example "cpu"',
+            fix="correct `device`",
+        ) from error
+
+
+def for_production(flow: Flow, precision: str, device: str = "cpu") -> FlowProposal:
+    """Return a flow as a proposal whose networks run in "float32" or "float64" on a device.
+
+    Raises
+    ------
+    ParameterError
+        If precision or device is unknown.
+    """
+    dtypes = {"float32": torch.float32, "float64": torch.float64}
+    if precision not in dtypes:
+        raise ParameterError(
+            got=f"precision = {precision!r}", expected=f"one of {list(dtypes)}", fix="correct the precision"
+        )
+    return as_proposal(to_device(flow, device).to(dtypes[precision]))
 
 
 def certify_flow(path: Path, *, precision: str, seed: int) -> Certificate:
@@ -145,4 +181,4 @@ def certify_flow(path: Path, *, precision: str, seed: int) -> Certificate:
         If the file cannot be read.
     """
     flow, _ = load_flow(path)
-    return certify(in_precision(flow, precision), seed)
+    return certify(for_production(flow, precision), seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,7 @@ from flowmc.kernels import (
     hybrid,
     log_ratio,
 )
+from flowmc.proposals import ProposalMetadata
 from flowmc.seeds import jax_key
 from flowmc.testing import ExactStart, GaussianProposal, KernelContract, acceptance_probabilities, exact_start_scores
 from flowmc.theories import FreeScalar, Phi4
@@ -343,3 +346,20 @@ def test_x64_off_is_refused() -> None:
             proposals(theory).prepare(0, 1, 2)
     finally:
         jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
+
+
+class NarrowProposal(GaussianProposal):
+    """A proposal that says of itself that it cannot go everywhere."""
+
+    @property
+    def metadata(self) -> ProposalMetadata:
+        return replace(super().metadata, full_support=False)
+
+
+def test_narrow_support_is_refused_alone_and_warned_of_in_a_hybrid() -> None:
+    theory = FreeScalar((4, 2), 0.8)
+    narrow = NarrowProposal(theory.shape, 0.5)
+    with pytest.raises(ParameterError, match="hybrid"):
+        flow_only(theory, narrow, 1, 2)
+    with pytest.warns(UserWarning, match="support"):
+        hybrid(trajectories(theory), FlowProposals(Independence(theory), narrow, 1, 2))
