@@ -153,7 +153,9 @@ def chain_diagnostics(analysis: EnsembleAnalysis) -> tuple[ChainDiagnostic, ...]
     arviz = _import_arviz()
     diagnostics = []
     for name, values in analysis.series.items():
-        bulk, tail = (float(arviz.ess(values, method=method)) for method in ("bulk", "tail"))
+        bulk = float(arviz.ess(values, method="bulk"))
+        # The quantiles are the default of 0.23; 1.x has none.
+        tail = float(arviz.ess(values, method="tail", prob=(0.05, 0.95)))
         diagnostics.append(
             ChainDiagnostic(
                 name=name,
