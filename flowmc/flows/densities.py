@@ -7,6 +7,7 @@ long modes are the hard part, and those a free field has already.
 
 from __future__ import annotations
 
+import abc
 from math import log, pi
 
 import numpy as np
@@ -62,9 +63,9 @@ class _ModeDensity(BaseDensity):
         self._shape = shape
         self._axes = tuple(range(1, len(shape) + 1))
 
+    @abc.abstractmethod
     def log_width(self) -> Tensor:
         """Return log σ(p) on the dual lattice, even in p."""
-        raise NotImplementedError
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``n`` fields."""
