@@ -1,7 +1,8 @@
 """The command line: a thin skin over `flowmc.workflows`.
 
 Results go to standard output (with ``--json`` one JSON object and nothing else), progress and errors to standard error.
-Exit status: 0 done (a wall-time limit included), 1 refused or failed, 2 wrong usage, 130 interrupted.
+Exit status: 0 done (a wall-time limit included), 1 refused, failed or inconsistent, 2 wrong usage, 130 or 143 stopped
+by SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
@@ -77,8 +78,7 @@ def _close(stopper: Stopper, *, finished: bool, reason: str, target: Path) -> No
         return
     again = f"{reason}: stopped at a committed state of {target}; repeat the command with --resume to go on"
     Console(stderr=True).print(again, markup=False, soft_wrap=True)
-    if stopper.interrupted:
-        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(stopper.exit_status)
 
 
 def _print_json(data: dict[str, Any]) -> None:

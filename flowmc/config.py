@@ -127,10 +127,10 @@ class SamplingConfig:
     def plan(self) -> SamplingPlan:
         """The driver's plan."""
         return SamplingPlan(
-            n_chains=self.chains,
-            n_cycles=self.cycles,
-            n_thermalisation=self.thermalisation,
-            n_tuning=0 if self.kernel == "flow" else self.tuning,
+            chains=self.chains,
+            cycles=self.cycles,
+            thermalisation=self.thermalisation,
+            tuning=0 if self.kernel == "flow" else self.tuning,
             cycles_per_block=self.cycles_per_block,
             save_every=self.save_every,
         )

@@ -4,7 +4,7 @@ A run is divided into blocks of a fixed number of cycles. Everything random in b
 numbers of the block and its cycles, and a checkpoint is committed with each block, so a run that was killed goes on from
 the last committed block and ends **bit-identical** to one that was not. The same holds for a run that is extended.
 
-Cycles before `SamplingPlan.n_thermalisation` are not stored as configurations; the first `n_tuning` of them adapt the
+Cycles before `SamplingPlan.thermalisation` are not stored as configurations; the first `tuning` of them adapt the
 kernels, and nothing adapts after that freeze point.
 """
 
@@ -52,13 +52,13 @@ class SamplingPlan:
 
     Parameters
     ----------
-    n_chains
+    chains
         Chains, advanced together.
-    n_cycles
+    cycles
         Cycles of production, after thermalisation.
-    n_thermalisation
+    thermalisation
         Cycles before production; their configurations are not stored.
-    n_tuning
+    tuning
         Cycles, the first of the thermalisation, in which kernels may adapt; their end is the freeze point.
     cycles_per_block
         Cycles between commits; fixes the size of the batches of proposals.
@@ -71,26 +71,26 @@ class SamplingPlan:
         If a number is out of range, or the cycles do not fill whole blocks.
     """
 
-    n_chains: int
-    n_cycles: int
-    n_thermalisation: int
-    n_tuning: int
+    chains: int
+    cycles: int
+    thermalisation: int
+    tuning: int
     cycles_per_block: int
     save_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("n_chains", "n_cycles", "cycles_per_block", "save_every"):
+        for name in ("chains", "cycles", "cycles_per_block", "save_every"):
             if getattr(self, name) < 1:
                 raise ParameterError(
                     got=f"{name} = {getattr(self, name)}", expected="at least 1", fix=f"raise `{name}`"
                 )
-        if not 0 <= self.n_tuning <= self.n_thermalisation:
+        if not 0 <= self.tuning <= self.thermalisation:
             raise ParameterError(
-                got=f"n_tuning = {self.n_tuning}, n_thermalisation = {self.n_thermalisation}",
-                expected="0 <= n_tuning <= n_thermalisation: production must not adapt",
+                got=f"tuning = {self.tuning}, thermalisation = {self.thermalisation}",
+                expected="0 <= tuning <= thermalisation: production must not adapt",
                 fix="lengthen the thermalisation",
             )
-        for name in ("n_cycles", "n_thermalisation"):
+        for name in ("cycles", "thermalisation"):
             number, block = getattr(self, name), self.cycles_per_block
             if number % block:
                 raise ParameterError(
@@ -102,12 +102,12 @@ class SamplingPlan:
     @property
     def n_blocks(self) -> int:
         """Blocks of the whole run, thermalisation included."""
-        return (self.n_thermalisation + self.n_cycles) // self.cycles_per_block
+        return (self.thermalisation + self.cycles) // self.cycles_per_block
 
     @property
     def total_cycles(self) -> int:
         """Cycles of the whole run, thermalisation included."""
-        return self.n_thermalisation + self.n_cycles
+        return self.thermalisation + self.cycles
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def sample(
     ----------
     cycle
         The kernels. The caller makes sure that a resumed store belongs to the same cycle, seed and plan
-        (``n_cycles`` may have grown).
+        (``cycles`` may have grown).
     plan
         How long, and in what blocks.
     store
@@ -192,12 +192,19 @@ def sample(
 
     Raises
     ------
+    ParameterError
+        If there is not one starting field for each chain.
     NonFiniteError
         If the starting field, or later a current action, is not finite.
     """
     saved = store.checkpoint()
     if saved is None:
-        state, done = cycle.init(start()), 0
+        fields = start()
+        if len(fields) != plan.chains:
+            raise ParameterError(
+                got=f"{len(fields)} starting fields", expected=f"one for each of {plan.chains} chains", fix="correct it"
+            )
+        state, done = cycle.init(fields), 0
     else:
         state, done, cycle = _restore(cycle, saved)
     reason = ""
@@ -234,16 +241,16 @@ def _run_block(
     on_block: Callable[[BlockReport], None],
 ) -> tuple[HybridState, Cycle]:
     first = block * plan.cycles_per_block
-    prepared, prepare_seconds = cycle.prepare(block, plan.cycles_per_block, plan.n_chains)
+    prepared, prepare_seconds = cycle.prepare(block, plan.cycles_per_block, plan.chains)
     happened: list[CycleUpdates] = []
     saved: list[tuple[int, HybridState]] = []
     for index in range(plan.cycles_per_block):
         number = first + index
         state, updates = cycle.run(number, index, state, prepared)
         happened.append(updates)
-        if number < plan.n_tuning:
-            cycle = cycle.adapted(updates, last=number + 1 == plan.n_tuning)
-        produced = number + 1 - plan.n_thermalisation
+        if number < plan.tuning:
+            cycle = cycle.adapted(updates, last=number + 1 == plan.tuning)
+        produced = number + 1 - plan.thermalisation
         if produced > 0 and produced % plan.save_every == 0:
             saved.append((number + 1, state))
     check_finite(

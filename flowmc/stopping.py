@@ -33,22 +33,23 @@ class Stopper:
         self._max_minutes = max_minutes
         self._start = self._last = time.monotonic()
         self._signal = ""
+        self._limit = ""
+        self._number = 0
         self._handlers: dict[int, Any] = {}
 
     @property
-    def interrupted(self) -> bool:
-        """Whether a signal asked for the stop."""
-        return bool(self._signal)
+    def exit_status(self) -> int:
+        """Exit status of a stopped command: 0 at a wall-time limit, 128 + number after a signal, as shells have it."""
+        return 128 + self._number if self._signal else 0
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
         now = time.monotonic()
         stretch, self._last = now - self._last, now
-        if self._signal:
-            return self._signal
         if self._max_minutes is not None and now + stretch - self._start > 60 * self._max_minutes:
-            return f"wall-time limit of {self._max_minutes:g} min"
-        return ""
+            # Once given, a reason stays: whoever asks next must not start again.
+            self._limit = f"wall-time limit of {self._max_minutes:g} min"
+        return self._signal or self._limit
 
     def __enter__(self) -> Stopper:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -65,3 +66,4 @@ class Stopper:
         if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = f"received {signal.Signals(number).name}"
+        self._number = number

@@ -17,6 +17,8 @@ from flowmc.errors import ParameterError
 
 __all__ = ["NETWORKS", "Conditioner", "SiteConvolution", "build_conditioner", "displacement_classes"]
 
+LARGEST_MATRIX = 2**27
+
 NETWORKS = ("convolutional", "fully_connected")
 """Names of the conditioner networks in run descriptions."""
 
@@ -59,7 +61,9 @@ class SiteConvolution(torch.nn.Module):
 
     The weights depend on the displacement only. They are spread over a dense matrix once a call, so that a batch costs
     one matrix product: on lattices of a few hundred sites that is several times faster on a CPU than a convolution of
-    the whole lattice, half of which the checkerboard discards.
+    the whole lattice, half of which the checkerboard discards. The matrix has (channels × V/2)² entries: beyond a
+    thousand sites or so that is the wrong trade, and it is refused where it would not fit in memory. Frozen weights
+    (no gradient asked of them) are spread once and kept.
 
     Parameters
     ----------
@@ -73,13 +77,27 @@ class SiteConvolution(torch.nn.Module):
         Whether each output channel has a bias.
     zero
         Whether to start at zero instead of at random.
+
+    Raises
+    ------
+    ParameterError
+        If the dense matrix would have more than 2²⁷ entries.
     """
 
     def __init__(
         self, classes: np.ndarray, n_classes: int, channels_in: int, channels_out: int, *, bias: bool, zero: bool
     ) -> None:
         super().__init__()
+        entries = channels_in * channels_out * classes.size
+        if entries > LARGEST_MATRIX:
+            raise ParameterError(
+                got=f"convolutions of {channels_in} to {channels_out} channels on {sum(classes.shape)} sites: "
+                f"a dense matrix of {entries} entries",
+                expected=f"at most {LARGEST_MATRIX}",
+                fix="use fewer channels or a smaller lattice",
+            )
         self._channels = (channels_in, channels_out)
+        self._spread: tuple[tuple[object, ...], Tensor] | None = None
         self._sites = classes.shape
         self.register_buffer("_classes", torch.tensor(classes.reshape(-1)), persistent=False)
         fan_in = channels_in * int((classes[:, 0] < n_classes).sum())
@@ -91,12 +109,27 @@ class SiteConvolution(torch.nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (n, channels_in × n_in) to (n, channels_out × n_out), channel-major."""
+        mapped = features @ self._matrix()
+        return mapped if self.bias is None else mapped + self.bias.repeat_interleave(self._sites[1])
+
+    def _matrix(self) -> Tensor:
+        weight = self.weight
+        if weight.requires_grad:
+            self._spread = None
+            return self._spread_out()
+        # The version counts changes in place; moving or casting the module makes a new buffer or another type.
+        state = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
+        if self._spread is None or self._spread[0] != state:
+            # An ordinary tensor even inside inference mode: the certificate differentiates through it.
+            with torch.inference_mode(False):
+                self._spread = (state, self._spread_out())
+        return self._spread[1]
+
+    def _spread_out(self) -> Tensor:
         (channels_in, channels_out), (n_in, n_out) = self._channels, self._sites
         padded = torch.cat([self.weight, self.weight.new_zeros(1, channels_in * channels_out)])
         spread = padded.index_select(0, self._classes).reshape(n_in, n_out, channels_in, channels_out)
-        matrix = spread.permute(2, 0, 3, 1).reshape(channels_in * n_in, channels_out * n_out)
-        mapped = features @ matrix
-        return mapped if self.bias is None else mapped + self.bias.repeat_interleave(n_out)
+        return spread.permute(2, 0, 3, 1).reshape(channels_in * n_in, channels_out * n_out)
 
 
 class Conditioner(torch.nn.Module):

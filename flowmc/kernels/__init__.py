@@ -8,7 +8,7 @@ from flowmc.kernels.cycle import Cycle, CycleUpdates, flow_only, hmc_only, hybri
 from flowmc.kernels.hmc import HMC, HMCInfo, Trajectories
 from flowmc.kernels.independence import FlowProposals, Independence, IndependenceInfo, Proposals
 from flowmc.kernels.integrators import INTEGRATORS, Phase, leapfrog, minimum_norm
-from flowmc.kernels.tuning import DualAveraging
+from flowmc.kernels.tuning import StepSizeTuner
 
 __all__ = [
     "HMC",
@@ -16,7 +16,6 @@ __all__ = [
     "Cycle",
     "CycleMember",
     "CycleUpdates",
-    "DualAveraging",
     "FlowProposals",
     "HMCInfo",
     "HybridState",
@@ -24,6 +23,7 @@ __all__ = [
     "IndependenceInfo",
     "Phase",
     "Proposals",
+    "StepSizeTuner",
     "Trajectories",
     "Updates",
     "accept",

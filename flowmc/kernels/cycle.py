@@ -115,9 +115,13 @@ class Cycle:
     ) -> tuple[HybridState, CycleUpdates]:
         """Apply every member once, at cycle number ``cycle`` of the run and ``index`` of the block."""
         updates, seconds = [], []
+        # The fields at which log q was last valid, if that is known: chains that are still there keep it.
+        known = state.field if "log_q" in self.members[-1].leaves else None
         for member, ready, stale in zip(self.members, prepared, self._stale(), strict=True):
             start = time.perf_counter()
-            state, happened = member.run(cycle, index, self._refresh(state, stale), ready)
+            state, happened = member.run(cycle, index, self._refresh(state, stale, known), ready)
+            if "log_q" in member.leaves:
+                known = state.field
             updates.append(happened)
             seconds.append(time.perf_counter() - start)
         return state, CycleUpdates(tuple(updates), tuple(seconds))
@@ -153,17 +157,26 @@ class Cycle:
             valid = member.leaves
         return stale
 
-    def _refresh(self, state: HybridState, entries: frozenset[str]) -> HybridState:
+    def _refresh(self, state: HybridState, entries: frozenset[str], known: jax.Array | None = None) -> HybridState:
+        """Recompute entries of the state; ``known`` are the fields to which its log q belongs."""
         refreshers: dict[str, Callable[[], jax.Array]] = {
             "action": lambda: _action(self.theory, state.field),
             "force": lambda: _force(self.theory, state.field),
-            "log_q": lambda: jnp.asarray(self._log_prob(state.field)),
+            "log_q": lambda: self._log_q(state, known),
         }
         return state._replace(**{entry: refreshers[entry]() for entry in sorted(entries)})
 
-    def _log_prob(self, field: jax.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _log_q(self, state: HybridState, known: jax.Array | None) -> jax.Array:
         flow = next(member for member in self.members if isinstance(member, FlowProposals))
-        return flow.log_prob(np.asarray(field))
+        log_q = jnp.asarray(flow.log_prob(np.asarray(state.field)))
+        # A chain that did not move keeps the log q of the pass that drew it: the inverse pass differs by rounding.
+        return log_q if known is None else _where_moved(known, state, log_q)
+
+
+@jax.jit
+def _where_moved(known: jax.Array, state: HybridState, log_q: jax.Array) -> jax.Array:
+    moved = jnp.any(known != state.field, axis=tuple(range(1, known.ndim)))
+    return jnp.where(moved, log_q, state.log_q)
 
 
 def hybrid(trajectories: Trajectories, proposals: FlowProposals) -> Cycle:

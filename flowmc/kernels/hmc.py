@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from flowmc.errors import ParameterError
 from flowmc.kernels.accept import accept, log_ratio
 from flowmc.kernels.base import CycleMember, HybridState, Updates
 from flowmc.kernels.integrators import INTEGRATORS, Phase
-from flowmc.kernels.tuning import DualAveraging
+from flowmc.kernels.tuning import StepSizeTuner
 from flowmc.seeds import jax_key
 from flowmc.theories import Theory
 
@@ -155,7 +155,7 @@ class Trajectories:
     trajectory_length: float
     step_size: float
     n_steps: int
-    tuner: DualAveraging | None
+    tuner: StepSizeTuner | None
 
     kind = "hmc"
     needs = frozenset({"action", "force"})
@@ -185,8 +185,12 @@ class Trajectories:
                 expected="0 < step_size <= trajectory_length, both finite",
                 fix="shorten the step or lengthen the trajectory",
             )
+        if target_acceptance is not None and not 0 < target_acceptance < 1:
+            raise ParameterError(
+                got=f"target_acceptance = {target_acceptance}", expected="a number between 0 and 1", fix="correct it"
+            )
         n_steps = max(1, round(trajectory_length / step_size))
-        tuner = None if target_acceptance is None else DualAveraging.start(step_size, target_acceptance)
+        tuner = None if target_acceptance is None else StepSizeTuner(target_acceptance)
         return cls(kernel, seed, n_updates, trajectory_length, trajectory_length / n_steps, n_steps, tuner)
 
     def prepare(self, block: int, n_cycles: int, n_chains: int) -> None:
@@ -219,9 +223,9 @@ class Trajectories:
         if self.tuner is None:
             return self
         probability = np.exp(np.minimum(0.0, -np.nan_to_num(updates.delta_H, nan=np.inf, posinf=np.inf)))
-        tuner = self.tuner.update(float(probability.mean()))
-        wanted = tuner.result if last else tuner.step_size
-        n_steps = min(MOST_STEPS, max(1, round(self.trajectory_length / wanted)))
+        tuner = self.tuner.update(float(probability.mean()), self.step_size)
+        # Whole steps fill the trajectory; rounding up keeps the acceptance at the target or above.
+        n_steps = min(MOST_STEPS, ceil(self.trajectory_length / tuner.step_size))
         step_size = self.trajectory_length / n_steps
         return replace(self, tuner=None if last else tuner, n_steps=n_steps, step_size=step_size)
 
@@ -234,7 +238,7 @@ class Trajectories:
         """Return the member as it was at the checkpoint."""
         numbers = dict(adaptation)
         step_size, n_steps = numbers.pop("step_size"), int(numbers.pop("n_steps"))
-        tuner = DualAveraging(**numbers) if numbers else None
+        tuner = StepSizeTuner(**numbers) if numbers else None
         return replace(self, step_size=step_size, n_steps=n_steps, tuner=tuner)
 
     def describe(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Step-size tuning by dual averaging, with a definite end.
+"""Step-size tuning from the scaling law of the acceptance, with a definite end.
 
-Nesterov's dual averaging drives the mean acceptance to a target (Hoffman and Gelman, arXiv:1111.4246, sec. 3.2.1). At
-the freeze point the averaged step size is rounded so that a whole number of steps fills the trajectory, and nothing
-adapts afterwards.
+For a second-order integrator the mean energy violation grows like ⟨ΔH⟩ ∝ ε⁴ and the acceptance is
+P = erfc(½ ⟨ΔH⟩^½), so that erfc⁻¹(P) = c ε² with one unknown c (Gupta, Irbäck, Karsch, Petersson, Phys. Lett. B 242
+(1990) 437). Every measured acceptance gives an estimate of c; their running mean, which forgets the first ones, gives
+the step size for the target. Where the law is only approximate its fixed point still has the target acceptance.
 """
 
 from __future__ import annotations
@@ -10,63 +11,45 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from math import exp, log, sqrt
 
-__all__ = ["DualAveraging"]
+from scipy.special import erfcinv
 
-# The constants of arXiv:1111.4246: shrinkage, delay and forgetting.
-GAMMA, DELAY, KAPPA = 0.05, 10.0, 0.75
+__all__ = ["StepSizeTuner"]
+
+# Measured acceptances of exactly 0 or 1 carry no scale; these are the most they can say.
+LOWEST, HIGHEST = 1e-3, 1 - 1e-3
+# How fast the first estimates, from chains that are not thermalised, are forgotten: the mean's weight is count^-0.6.
+FORGETTING = 0.6
 
 
 @dataclass(frozen=True)
-class DualAveraging:
+class StepSizeTuner:
     """State of the tuner; every number in it goes into the checkpoint.
 
     Parameters
     ----------
     target
         Mean acceptance probability to reach.
-    log_step
-        Logarithm of the step size to use next.
-    log_average
-        Logarithm of the averaged step size, the result.
-    centre
-        Value that the step size is shrunk towards.
-    statistic
-        Running mean of target − acceptance.
+    log_coefficient
+        Logarithm of the estimate of c.
     count
-        Updates so far.
+        Estimates so far.
     """
 
     target: float
-    log_step: float
-    log_average: float
-    centre: float
-    statistic: float = 0.0
+    log_coefficient: float = 0.0
     count: float = 0.0
 
-    @classmethod
-    def start(cls, step_size: float, target: float) -> DualAveraging:
-        """Begin at a step size."""
-        return cls(target, log(step_size), log(step_size), log(10 * step_size))
-
-    def update(self, acceptance: float) -> DualAveraging:
-        """Return the state after an update with this mean acceptance probability."""
+    def update(self, acceptance: float, step_size: float) -> StepSizeTuner:
+        """Return the state after trajectories of this step size had this mean acceptance probability."""
         count = self.count + 1
-        weight = 1 / (count + DELAY)
-        statistic = (1 - weight) * self.statistic + weight * (self.target - acceptance)
-        log_step = self.centre - sqrt(count) / GAMMA * statistic
-        forget = count**-KAPPA
-        log_average = forget * log_step + (1 - forget) * self.log_average
-        return replace(self, log_step=log_step, log_average=log_average, statistic=statistic, count=count)
+        measured = log(float(erfcinv(min(max(acceptance, LOWEST), HIGHEST))) / step_size**2)
+        weight = count**-FORGETTING
+        return replace(self, log_coefficient=weight * measured + (1 - weight) * self.log_coefficient, count=count)
 
     @property
     def step_size(self) -> float:
-        """Step size to use next, dimensionless."""
-        return exp(self.log_step)
-
-    @property
-    def result(self) -> float:
-        """Averaged step size, dimensionless."""
-        return exp(self.log_average)
+        """Step size for the target, dimensionless; known after the first update."""
+        return sqrt(float(erfcinv(self.target)) / exp(self.log_coefficient))
 
     def to_dict(self) -> dict[str, float]:
         """Return the state as numbers."""

@@ -29,7 +29,7 @@ class FlowProposal:
     """
 
     def __init__(self, flow: Flow) -> None:
-        self._flow = flow.eval()
+        self._flow = flow.eval().requires_grad_(False)
         self._metadata = ProposalMetadata(
             event_shape=flow.shape,
             dtype=str(flow.dtype).removeprefix("torch."),
@@ -49,7 +49,7 @@ class FlowProposal:
             raise ParameterError(got=f"n = {n} draws", expected="at least one", fix="ask for a positive number")
         fields, log_qs = [], []
         with torch.inference_mode():
-            # One generator for the call: chunking changes neither the numbers nor their order.
+            # One generator for the call, and chunks of one size: the draws depend on (seed, n) alone.
             generator = torch_generator(seed, device=self._flow.device)
             for start in range(0, n, CHUNK):
                 field, log_q = self._flow.sample(min(CHUNK, n - start), generator)

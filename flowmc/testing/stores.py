@@ -39,7 +39,7 @@ class StoreContract:
         """Run a small production into the store."""
         theory = Phi4((4, 4), m2=-4.0, lam=8.0)
         member = Trajectories.build(HMC(theory), 5, 2, trajectory_length=1.0, step_size=0.2, target_acceptance=0.8)
-        plan = SamplingPlan(3, n_cycles, n_thermalisation=4, n_tuning=3, cycles_per_block=2)
+        plan = SamplingPlan(3, n_cycles, thermalisation=4, tuning=3, cycles_per_block=2)
         start = lambda: theory.start(np.random.default_rng(0), 3, "hot")  # noqa: E731
         sample(Cycle(theory, (member,)), plan, store, start, observers={"virial": theory.virial})
 

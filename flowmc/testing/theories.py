@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from flowmc.arrays import check_field
 from flowmc.errors import LatticeMismatchError
 from flowmc.theories import Theory, from_description
 
@@ -80,5 +79,8 @@ class TheoryContract:
             assert np.isfinite(theory.action(start)).all()
 
     def test_wrong_shape_is_refused(self, theory: Theory, field: np.ndarray) -> None:
-        with pytest.raises(LatticeMismatchError, match="expected"):
-            check_field(field[:, 1:], theory.field_shape)
+        for wrong in (field[:, 1:], field[0]):
+            with pytest.raises(LatticeMismatchError, match="expected"):
+                theory.action(wrong)
+            with pytest.raises(LatticeMismatchError, match="expected"):
+                theory.force(wrong)

@@ -17,9 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.arrays import Array, batch_axes, namespace
+from flowmc.errors import ParameterError
 from flowmc.lattice import volume
 
-__all__ = ["FieldSpace", "RealSpace", "Theory"]
+__all__ = ["STARTS", "FieldSpace", "RealSpace", "Theory"]
+
+STARTS = ("cold", "hot")
+"""Kinds of starting fields."""
 
 
 class FieldSpace(abc.ABC):
@@ -146,7 +150,16 @@ class Theory(abc.ABC):
             "cold" (ordered) or "hot" (disordered). A hot start in an unbounded space is white noise at the amplitude
             where Σ φ ∂S/∂φ has its expectation value: noise of another amplitude can lie so far up a steep action that
             every trajectory diverges there and the chain never moves.
+
+        Raises
+        ------
+        ParameterError
+            If the kind is unknown or ``n`` is not positive.
         """
+        if kind not in STARTS or n < 1:
+            raise ParameterError(
+                got=f"{n} starts of kind {kind!r}", expected=f"at least one, of kind {list(STARTS)}", fix="correct it"
+            )
         field = self.space.start(generator, n, self.field_shape, kind)
         if kind == "cold" or self.space.bounded:
             return field

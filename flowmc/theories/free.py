@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmc.arrays import Array, batch_axes, namespace
+from flowmc.arrays import Array, batch_axes, check_field, namespace
 from flowmc.errors import ParameterError
 from flowmc.lattice import checked_shape, momentum_squared
 from flowmc.theories.base import FieldSpace, RealSpace, Theory
@@ -54,6 +54,7 @@ class FreeScalar(Theory):
 
     def action(self, field: Array) -> Array:
         """Return S of each configuration; see `Theory.action`."""
+        check_field(field, self.shape)
         xp = namespace(field)
         density = self.mass**2 * field * field
         for axis in batch_axes(self.shape):
@@ -63,6 +64,7 @@ class FreeScalar(Theory):
 
     def force(self, field: Array) -> Array:
         """Return −∂S/∂φ = 2 Σ_μ [φ(x+μ) + φ(x−μ) − 2φ(x)] − 2 m² φ; see `Theory.force`."""
+        check_field(field, self.shape)
         dimensions = len(self.shape)
         return 2 * neighbour_sum(field, dimensions) - 2 * (2 * dimensions + self.mass**2) * field
 

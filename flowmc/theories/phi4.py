@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import ClassVar
 
-from flowmc.arrays import Array, batch_axes, namespace
+from flowmc.arrays import Array, batch_axes, check_field, namespace
 from flowmc.errors import ParameterError
 from flowmc.lattice import checked_shape
 from flowmc.theories.base import FieldSpace, RealSpace, Theory
@@ -139,6 +139,7 @@ class Phi4(Theory):
 
     def action(self, field: Array) -> Array:
         """Return S of each configuration; see `Theory.action`."""
+        check_field(field, self.shape)
         xp = namespace(field)
         square = field * field
         # Each link once: φ(x) φ(x+μ) summed over x equals φ(x) φ(x−μ) summed over x on a periodic lattice.
@@ -150,6 +151,7 @@ class Phi4(Theory):
 
     def force(self, field: Array) -> Array:
         """Return −∂S/∂φ = −2(2d + m²) φ − 4λ φ³ + 2 Σ_μ [φ(x+μ) + φ(x−μ)]; see `Theory.force`."""
+        check_field(field, self.shape)
         dimensions = len(self.shape)
         local = field * (2 * (2 * dimensions + self.m2) + 4 * self.lam * (field * field))
         return 2 * neighbour_sum(field, dimensions) - local

@@ -102,8 +102,14 @@ class TrainingResult:
 
     step: int
     seconds: float
-    finished: bool
+    stop_reason: str
+    """Why it stopped early; empty for a finished training."""
     records: tuple[TrainingRecord, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training came to its end."""
+        return not self.stop_reason
 
 
 def train(
@@ -157,7 +163,7 @@ def train(
         first, before, records = files.restore(flow, optimiser, identity)
     objective = OBJECTIVES[config.objective]
     began = time.perf_counter()
-    step = first
+    step, stop = first, ""
     for step in range(first + 1, config.steps + 1):
         learning_rate = config.learning_rate_at(step - 1)
         for group in optimiser.param_groups:
@@ -184,9 +190,9 @@ def train(
             )
             records.append(record)
             on_record(record)
-        stop = bool(should_stop())
+        stop = should_stop() if step < config.steps else ""
         if stop or step % config.checkpoint_every == 0 or step == config.steps:
             files.save(flow, optimiser, step, seconds, identity, records)
         if stop:
             break
-    return TrainingResult(step, before + time.perf_counter() - began, step >= config.steps, tuple(records))
+    return TrainingResult(step, before + time.perf_counter() - began, stop, tuple(records))

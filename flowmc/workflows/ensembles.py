@@ -151,7 +151,7 @@ def _build_cycle(theory: Theory, settings: SamplingConfig, flow: _Flow | None, s
         settings.hmc_trajectories,
         trajectory_length=settings.trajectory_length,
         step_size=settings.step_size,
-        target_acceptance=settings.target_acceptance if settings.plan.n_tuning else None,
+        target_acceptance=settings.target_acceptance if settings.plan.tuning else None,
     )
     if flow is None:
         return hmc_only(trajectories)
@@ -162,7 +162,7 @@ def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[
     """Return the fields of the stream's description that decide what its numbers are."""
     plan = settings.plan
     parameters = cycle.describe()
-    parameters["plan"] = {key: value for key, value in asdict(plan).items() if key != "n_cycles"}
+    parameters["plan"] = {key: value for key, value in asdict(plan).items() if key != "cycles"}
     parameters["precision"] = settings.precision
     parameters["threads"] = settings.threads
     parameters["device"] = settings.device
@@ -172,11 +172,11 @@ def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[
         "seed": seed,
         "algorithm": settings.kernel,
         "algorithm_parameters": parameters,
-        "n_chains": plan.n_chains,
+        "n_chains": plan.chains,
         "field_name": "phi",
         "field_dtype": np.dtype(np.float64),
-        "thermalisation_updates": plan.n_thermalisation * cycle.n_updates,
-        "freeze_update": plan.n_tuning * cycle.n_updates,
+        "thermalisation_updates": plan.thermalisation * cycle.n_updates,
+        "freeze_update": plan.tuning * cycle.n_updates,
         "flow_sha256": parameters.get("flow", {}).get("flow_sha256", ""),
         "proposal_kinds": dict(enumerate(cycle.kinds)),
     }

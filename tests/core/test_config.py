@@ -59,7 +59,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown baseline": ({"theory": THEORY, "baseline": {"kernels": ["nuts"]}}, "'nuts'"),
     "blocks do not fit": ({"theory": THEORY, "sampling": {"cycles": 101}}, "multiple of 50"),
     "baseline blocks do not fit": ({"theory": THEORY, "baseline": {"kernels": ["hmc"], "cycles": 101}}, "[baseline]"),
-    "tuning in production": ({"theory": THEORY, "sampling": {"tuning": 200}}, "n_tuning = 200"),
+    "tuning in production": ({"theory": THEORY, "sampling": {"tuning": 200}}, "tuning = 200"),
     "flow start of hmc": ({"theory": THEORY, "sampling": {"kernel": "hmc", "start": "flow"}}, "flow to draw from"),
     "zero step": ({"theory": THEORY, "sampling": {"step_size": 0.0}}, "step_size = 0.0"),
     "training value": ({"theory": THEORY, "training": {"steps": -5}}, "steps = -5"),

@@ -93,6 +93,8 @@ class TestStopper:
         time.sleep(0.06)
         # As long again would end after the limit.
         assert "wall-time limit" in stopper()
+        assert "wall-time limit" in stopper()
+        assert stopper.exit_status == 0
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signals_ask_for_a_clean_stop(self, number: signal.Signals) -> None:
@@ -100,7 +102,7 @@ class TestStopper:
         with Stopper() as stopper:
             os.kill(os.getpid(), number)
             assert number.name in stopper()
-            assert stopper.interrupted
+            assert stopper.exit_status == 128 + number
         assert signal.getsignal(number) is before
 
     def test_second_interrupt_is_at_once(self) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import erfc
 
 from flowmc.errors import LatticeMismatchError, NonFiniteError, ParameterError, PrecisionError
 from flowmc.kernels import (
@@ -15,12 +16,12 @@ from flowmc.kernels import (
     INTEGRATORS,
     Cycle,
     CycleMember,
-    DualAveraging,
     FlowProposals,
     HybridState,
     Independence,
     Phase,
     Proposals,
+    StepSizeTuner,
     Trajectories,
     flow_only,
     hybrid,
@@ -285,8 +286,8 @@ class TestTuner:
         for number in range(60, 90):
             state, happened = cycle.run(number, 0, state, (None,))
             accepted.append(happened.updates[0].accepted)
-        # The whole number of steps makes the target reachable only roughly.
-        assert abs(np.mean(accepted) - 0.8) < 0.12
+        # Whole steps reach the target roughly: one step more or fewer changes the acceptance by about 0.15 here.
+        assert abs(np.mean(accepted) - 0.8) < 0.15
 
     def test_frozen_member_learns_nothing(self) -> None:
         member = trajectories(FreeScalar((4, 2), 0.8))
@@ -304,9 +305,15 @@ class TestTuner:
         finished = adapted.adapted(happened, last=True)
         assert cycle.restored(finished.adaptation()) == finished
 
-    def test_dual_averaging_moves_the_right_way(self) -> None:
-        tuner = DualAveraging.start(0.1, 0.8)
-        assert tuner.update(0.2).step_size < tuner.update(1.0).step_size
+    def test_scaling_law_is_inverted(self) -> None:
+        tuner = StepSizeTuner(0.8)
+        for step_size in (0.05, 0.1, 0.3):
+            tuner = tuner.update(float(erfc(7.0 * step_size**2)), step_size)
+        assert float(erfc(7.0 * tuner.step_size**2)) == pytest.approx(0.8, abs=1e-9)
+
+    def test_acceptance_of_nought_or_one_moves_the_step_and_stays_finite(self) -> None:
+        assert 0 < StepSizeTuner(0.8).update(0.0, 0.1).step_size < 0.1
+        assert 0.1 < StepSizeTuner(0.8).update(1.0, 0.1).step_size < 10
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,7 +40,7 @@ def start(theory: Phi4 = THEORY, chains: int = 4) -> Callable[[], np.ndarray]:
 
 
 def run(store: Store, kind: str, n_cycles: int, **options: Any) -> Any:
-    plan = SamplingPlan(4, n_cycles, n_thermalisation=6, n_tuning=0 if kind == "flow" else 4, cycles_per_block=3)
+    plan = SamplingPlan(4, n_cycles, thermalisation=6, tuning=0 if kind == "flow" else 4, cycles_per_block=3)
     return sample(cycle_of(kind), plan, store, start(), observers={"virial": THEORY.virial}, **options)
 
 
@@ -194,16 +195,16 @@ def test_broken_action_stops_the_run_before_the_block_is_stored() -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"n_cycles": 0}, "n_cycles"),
-        ({"n_chains": 0}, "n_chains"),
-        ({"n_cycles": 7}, "multiple"),
-        ({"n_thermalisation": 4}, "multiple"),
-        ({"n_tuning": 9}, "n_tuning"),
+        ({"cycles": 0}, "cycles = 0"),
+        ({"chains": 0}, "chains = 0"),
+        ({"cycles": 7}, "multiple"),
+        ({"thermalisation": 4}, "multiple"),
+        ({"tuning": 9}, "tuning = 9"),
         ({"save_every": 0}, "save_every"),
     ],
 )
 def test_meaningless_plans_are_refused(changes: dict[str, int], word: str) -> None:
-    plan = {"n_chains": 2, "n_cycles": 6, "n_thermalisation": 3, "n_tuning": 1, "cycles_per_block": 3, **changes}
+    plan = {"chains": 2, "cycles": 6, "thermalisation": 3, "tuning": 1, "cycles_per_block": 3, **changes}
     with pytest.raises(ParameterError, match=word):
         SamplingPlan(**plan)
 
@@ -213,7 +214,7 @@ def test_three_by_three_torus_is_exact(kind: str) -> None:
     theory = Phi4((3, 3), m2=-4.0, lam=8.0)
     exact = phi4_exact((3, 3), -4.0, 8.0)
     store = MemoryStore()
-    plan = SamplingPlan(64, 400, n_thermalisation=50, n_tuning=25 if kind != "flow" else 0, cycles_per_block=50)
+    plan = SamplingPlan(64, 400, thermalisation=50, tuning=25 if kind != "flow" else 0, cycles_per_block=50)
     sample(cycle_of(kind, theory), plan, store, start(theory, 64))
     field = store.table("configurations", "phi")
     measured = {
@@ -256,7 +257,7 @@ def numpy_metropolis(
 def test_hmc_agrees_with_an_independent_metropolis(rng: np.random.Generator) -> None:
     theory = Phi4((8, 8), m2=-4.0, lam=8.0)
     store = MemoryStore()
-    plan = SamplingPlan(100, 400, n_thermalisation=100, n_tuning=50, cycles_per_block=50)
+    plan = SamplingPlan(100, 400, thermalisation=100, tuning=50, cycles_per_block=50)
     sample(cycle_of("hmc", theory), plan, store, start(theory, 100))
     field = store.table("configurations", "phi")
     ours = {
@@ -270,3 +271,83 @@ def test_hmc_agrees_with_an_independent_metropolis(rng: np.random.Generator) -> 
         one, other = gamma_method(series.T).estimate, gamma_method(theirs[name]).estimate
         scores.append(z_score(name, one.value, other.value, float(np.hypot(one.error, other.error))))
     assert judge(scores, level=1e-4).passed, scores
+
+
+class LateNaN:
+    """HMC whose action is NaN from the fifth cycle on, as after a hardware fault."""
+
+    def __init__(self, inner: Trajectories) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def run(self, cycle: int, index: int, state: Any, prepared: Any) -> Any:
+        state, updates = self._inner.run(cycle, index, state, prepared)
+        return (state._replace(action=state.action * np.nan) if cycle == 4 else state), updates
+
+
+def test_broken_action_stops_the_run_before_its_block_is_stored() -> None:
+    store = MemoryStore()
+    healthy = cycle_of("hmc")
+    broken = Cycle(THEORY, (LateNaN(healthy.members[0]),))  # type: ignore[arg-type]
+    with pytest.raises(NonFiniteError, match="action"):
+        sample(broken, SamplingPlan(4, 9, 0, 0, 3), store, start())
+    assert len(store.blocks) == 1
+
+
+def test_wrong_number_of_starting_fields_is_refused() -> None:
+    with pytest.raises(ParameterError, match="3 starting fields"):
+        sample(cycle_of("hmc"), SamplingPlan(4, 3, 0, 0, 3), MemoryStore(), start(chains=3))
+
+
+def test_every_block_has_proposals_and_uniform_numbers_of_its_own() -> None:
+    member = cycle_of("flow").members[0]
+    one, other = (member.prepare(block, 2, 4) for block in (0, 1))
+    assert not np.isin(one.field, other.field).any()
+    assert not np.isin(one.log_u, other.log_u).any()
+    assert len(np.unique(one.log_u)) == one.log_u.size
+
+
+class RoundingProposal(GaussianProposal):
+    """Its inverse pass differs from its forward pass in the last digits, as that of every deep network."""
+
+    def sample(self, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        field, log_q = super().sample(seed, n)
+        return field, log_q + 1e-9
+
+
+def test_log_q_of_a_flow_born_state_is_never_recomputed() -> None:
+    # Trajectories of too large a step are rejected now and then; those chains must keep their log q to the bit.
+    trajectories = Trajectories.build(HMC(THEORY), 5, 1, trajectory_length=1.0, step_size=0.5, target_acceptance=None)
+    flow = FlowProposals(Independence(THEORY), RoundingProposal((4, 4), 0.35), 5, 2)
+    store = MemoryStore()
+    sample(hybrid(trajectories, flow), SamplingPlan(16, 40, 0, 0, 40), store, start(chains=16))
+    accepted, current, proposed = (
+        store.table("history", name).reshape(40, 3, 16) for name in ("accepted", "log_weight_current", "log_weight")
+    )
+    last = np.where(accepted[:, 2] == 1, proposed[:, 2], current[:, 2])
+    stayed = accepted[1:, 0] == 0
+    assert 0 < stayed.sum() < stayed.size
+    np.testing.assert_array_equal(current[1:, 1][stayed], last[:-1][stayed])
+
+
+def test_log_q_is_that_of_the_state_in_either_order() -> None:
+    proposal = GaussianProposal((4, 4), 0.35)
+    trajectories = Trajectories.build(HMC(THEORY), 5, 1, trajectory_length=1.0, step_size=0.2, target_acceptance=None)
+    flow = FlowProposals(Independence(THEORY), proposal, 5, 2)
+    for members in ((trajectories, flow), (flow, trajectories)):
+        cycle = Cycle(THEORY, members)
+        state = cycle.init(start()())
+        prepared, _ = cycle.prepare(0, 3, 4)
+        for index in range(3):
+            before_flow = state
+            if members[0] is trajectories:
+                # By hand: the flow left the force stale, and the cycle refreshes it.
+                fresh = state._replace(force=jnp.asarray(THEORY.force(np.asarray(state.field))))
+                before_flow, _ = trajectories.run(index, index, fresh, None)
+            state, happened = cycle.run(index, index, state, prepared)
+            field = np.asarray(before_flow.field)
+            expected = -THEORY.action(field) - proposal.log_prob(field)
+            measured = happened.updates[members.index(flow)].log_weight_current[0]
+            np.testing.assert_allclose(measured, expected, rtol=1e-12)

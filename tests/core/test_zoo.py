@@ -157,6 +157,12 @@ class Broken(GaussianProposal):
     def sample(self, seed: int, n: int) -> tuple[Array, Array]:
         self._calls += 1
         field, log_q = super().sample(seed + (self._calls if self._disease == "own seed" else 0), n)
+        if self._disease == "too wide":
+            field = 1.1 * field
+            log_q = self.log_prob(field)
+        if self._disease == "shifted":
+            field = field + 0.3
+            log_q = self.log_prob(field)
         if self._disease == "not finite":
             field[0, 0, 0] = np.nan
         if self._disease == "sign":
@@ -176,10 +182,11 @@ class Broken(GaussianProposal):
 
 
 @pytest.mark.parametrize(
-    "disease", ["not finite", "own seed", "sign", "random trace", "batch norm", "NaN", "admits it"]
+    "disease",
+    ["not finite", "own seed", "sign", "random trace", "batch norm", "NaN", "admits it", "too wide", "shifted"],
 )
 def test_certificate_refuses(disease: str) -> None:
-    certificate = certify(Broken(disease), 1, n_finite=400, n_compare=64)
+    certificate = certify(Broken(disease), 1, n_finite=2000, n_compare=64)
     assert not certificate.passed
     with pytest.raises(CertificateError) as caught:
         certificate.require()
@@ -187,4 +194,4 @@ def test_certificate_refuses(disease: str) -> None:
 
 
 def test_certificate_passes_the_healthy_one() -> None:
-    certify(Broken("none"), 1, n_finite=400, n_compare=64).require()
+    certify(Broken("none"), 1, n_finite=2000, n_compare=64).require()
