@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import rich.table
 import typer
@@ -21,6 +21,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from flowmc.stopping import Stopper
+    from flowmc_analysis.comparison import Comparison
     from flowmc_analysis.ensemble import EnsembleAnalysis
     from flowmc_analysis.tables import Table
 
@@ -36,8 +37,29 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from flowmc import __version__
+
+        typer.echo(f"flowmc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Exact Markov-chain Monte Carlo of lattice field theories, with trained flows as proposals."""
+
+
 Config = Annotated[Path, typer.Argument(help="Run description (TOML).", metavar="CONFIG")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what exists; more cycles extend a finished run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what exists.")]
+ResumeCycles = Annotated[
+    bool, typer.Option("--resume", help="Go on with what exists; more cycles extend a finished run.")
+]
 MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Stop cleanly at this wall-time limit.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 
@@ -72,13 +94,24 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _close(stopper: Stopper, *, finished: bool, reason: str, target: Path) -> None:
-    """Say how a stoppable command ended, and exit with the status of an interrupt if it was one."""
-    if finished:
-        return
+def _stop(stopper: Stopper, reason: str, target: Path) -> NoReturn:
+    """Say that a command stopped before its end, and exit: 0 at a wall-time limit, the shell's status of a signal."""
     again = f"{reason}: stopped at a committed state of {target}; repeat the command with --resume to go on"
     Console(stderr=True).print(again, markup=False, soft_wrap=True)
     raise typer.Exit(stopper.exit_status)
+
+
+def _tell(analyses: Iterable[EnsembleAnalysis], comparison: Comparison | None = None) -> None:
+    """Say on standard error what a reader of numbers must not miss: verdicts that failed, and all warnings."""
+    console = Console(stderr=True)
+    if comparison is not None and not comparison.verdict.passed:
+        console.print(f"THE ENSEMBLES DISAGREE: {comparison.verdict}", markup=False, highlight=False, soft_wrap=True)
+    for analysis in analyses:
+        if analysis.verdict is not None and not analysis.verdict.passed:
+            found = f"MONITORS OF {analysis.label} FAILED: {analysis.verdict}"
+            console.print(found, markup=False, highlight=False, soft_wrap=True)
+        for warning in analysis.warnings:
+            console.print(f"warning ({analysis.label}): {warning}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_json(data: dict[str, Any]) -> None:
@@ -89,8 +122,10 @@ def _print_json(data: dict[str, Any]) -> None:
 @app.command()
 def run(
     config: Config,
-    output: Annotated[Path | None, typer.Option("--output", help="Folder of the results [runs/NAME].")] = None,
-    resume: Resume = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder of the results; by default runs/ and the name of CONFIG.")
+    ] = None,
+    resume: ResumeCycles = False,
     max_minutes: MaxMinutes = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,14 +138,15 @@ def run(
         target = output or Path("runs") / config.stem
         with Stopper(max_minutes) as stopper:
             report = run_all(config, target, resume=resume, should_stop=stopper, display=TerminalDisplay())
-        if not report.finished:
-            _close(stopper, finished=False, reason=report.stop_reason, target=target)
-        elif as_json:
+        if as_json:
             _print_json(report.to_dict())
-        else:
+        if not report.finished:
+            _stop(stopper, report.stop_reason, target)
+        if not as_json:
             _print_tables(report.comparison.tables() if report.comparison else _tables(report.analyses[0]))
             typer.echo(f"report: {report.html}")
-        if report.finished and not report.consistent:
+        _tell(report.analyses, report.comparison)
+        if not report.consistent:
             raise typer.Exit(1)
 
 
@@ -131,12 +167,12 @@ def train(
         with Stopper(max_minutes) as stopper:
             saved = train_flow(read_run(config), output, resume=resume, should_stop=stopper, display=TerminalDisplay())
             reason = "" if saved else stopper()
-        _close(stopper, finished=saved is not None, reason=reason, target=output)
-        if saved is not None:
+        if saved is None:
+            _stop(stopper, reason, output)
+        else:
             seconds, ess = saved.training["seconds"], saved.training["ess_batch"]
-            typer.echo(
-                f"{output}: fingerprint {saved.fingerprint[:16]}, {seconds:.0f} s, ESS of the last batch {ess:.2f}"
-            )
+            last = "" if ess is None else f", ESS of the last batch {ess:.2f}"
+            typer.echo(f"{output}: fingerprint {saved.fingerprint[:16]}, {seconds:.0f} s{last}")
 
 
 @app.command()
@@ -168,7 +204,7 @@ def sample(
     config: Config,
     output: Annotated[Path, typer.Option("--output", help="Ensemble to write.", metavar="ENS.h5")],
     flow: Annotated[Path | None, typer.Option("--flow", help="Flow file; not needed by HMC.", metavar="FLOW")] = None,
-    resume: Resume = False,
+    resume: ResumeCycles = False,
     max_minutes: MaxMinutes = None,
 ) -> None:
     """Make, resume or extend an ensemble with the kernel of the sampling section."""
@@ -190,7 +226,8 @@ def sample(
                 display=TerminalDisplay(),
                 base=config.parent,
             )
-        _close(stopper, finished=result.finished, reason=result.stop_reason, target=output)
+        if not result.finished:
+            _stop(stopper, result.stop_reason, output)
         typer.echo(f"{output}: {result.cycles_done} cycles")
 
 
@@ -207,6 +244,7 @@ def analyze(
             _print_json(analysis.to_dict())
         else:
             _print_tables(_tables(analysis))
+        _tell([analysis])
 
 
 @app.command()
@@ -224,6 +262,7 @@ def compare(
             _print_json(comparison.to_dict())
         else:
             _print_tables(comparison.tables())
+        _tell(comparison.analyses, comparison)
         if not comparison.passed:
             raise typer.Exit(1)
 
@@ -236,7 +275,7 @@ def inspect(
 ) -> None:
     """Show what an ensemble holds."""
     with _errors():
-        from flowmc_ensembles import format_summary
+        from flowmc_ensembles import CorruptionError, format_summary
         from flowmc_ensembles import inspect as inspect_ensemble
 
         summary = inspect_ensemble(ensemble, verify=verify)
@@ -244,6 +283,12 @@ def inspect(
             _print_json(summary)
         else:
             typer.echo(format_summary(summary))
+        if verify and summary["checksums"] != "ok":
+            raise CorruptionError(
+                got=f"{ensemble}: {summary['checksums']}",
+                expected="configurations that match their stored checksums",
+                fix="restore the file from a copy, or make the ensemble again",
+            )
 
 
 def _tables(analysis: EnsembleAnalysis) -> tuple[Table, ...]:
@@ -260,15 +305,35 @@ def _print_tables(tables: Iterable[Table]) -> None:
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> None:
     console = Console()
     if not console.is_terminal:
-        # A file or a pipe has no width to respect; cells must stay whole.
+        # A file or a pipe has no width to respect.
         console = Console(width=250)
-    shown = rich.table.Table(title=title, title_justify="left", caption=note, caption_justify="left")
-    for column in columns:
-        shown.add_column(column, overflow="fold")
-    for row in rows:
-        # As plain text: square brackets in a cell are not markup.
-        shown.add_row(*(Text(cell) for cell in row))
-    console.print(shown)
+    cells = [list(row) for row in rows]
+    for part in _fitting(columns, cells, console.width):
+        shown = rich.table.Table(title=title, title_justify="left", caption=note, caption_justify="left")
+        for number in part:
+            shown.add_column(columns[number], overflow="fold")
+        for row in cells:
+            # As plain text: square brackets in a cell are not markup.
+            shown.add_row(*(Text(row[number]) for number in part))
+        console.print(shown)
+        console.print()
+
+
+def _fitting(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Split columns into groups that fit a width without breaking a number; each begins with the first column."""
+    frame = 3
+    wide = [
+        max([len(row[number]) for row in cells] + [len(word) for word in column.split()]) + frame
+        for number, column in enumerate(columns)
+    ]
+    parts, used = [[0]], wide[0] + 1
+    for number in range(1, len(columns)):
+        if used + wide[number] > width and len(parts[-1]) > 1:
+            parts.append([0])
+            used = wide[0] + 1
+        parts[-1].append(number)
+        used += wide[number]
+    return parts
 
 
 def main() -> None:

@@ -116,6 +116,12 @@ class SamplingConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ParameterError(got=f"{name} = {getattr(self, name)}", expected=f"{name} > 0", fix="correct it")
+        if self.step_size > self.trajectory_length:
+            raise ParameterError(
+                got=f"step_size = {self.step_size}, trajectory_length = {self.trajectory_length}",
+                expected="step_size <= trajectory_length",
+                fix="shorten the step or lengthen the trajectory",
+            )
         if self.kernel == "hmc" and self.start == "flow" and not self.start_from:
             raise ParameterError(
                 got='kernel = "hmc" with start = "flow"', expected="a flow to draw from", fix='take start = "hot"'
@@ -148,8 +154,8 @@ class BaselineConfig:
     Parameters
     ----------
     kernels
-        Kernels of the baseline ensembles.
-    cycles, thermalisation, cycles_per_block, save_every
+        Kernels of the baseline ensembles; that of the main ensemble is passed over.
+    cycles, thermalisation, cycles_per_block, save_every, hmc_trajectories, flow_proposals
         As in ``[sampling]``; those left out are taken from there.
     """
 
@@ -158,11 +164,13 @@ class BaselineConfig:
     thermalisation: int | None = None
     cycles_per_block: int | None = None
     save_every: int | None = None
+    hmc_trajectories: int | None = None
+    flow_proposals: int | None = None
 
     def __post_init__(self) -> None:
-        if unknown := set(self.kernels) - set(KERNELS):
+        if not set(self.kernels) <= set(KERNELS):
             raise ParameterError(
-                got=f"baseline kernels {sorted(unknown)}", expected=f"some of {list(KERNELS)}", fix="correct `kernels`"
+                got=f"kernels = {list(self.kernels)}", expected=f"some of {list(KERNELS)}", fix="correct `kernels`"
             )
 
     def sampling(self, kernel: str, main: SamplingConfig) -> SamplingConfig:
@@ -195,7 +203,7 @@ class RunConfig:
     ensemble: EnsembleConfig
 
     def baselines(self) -> dict[str, SamplingConfig]:
-        """Return the settings of the baseline ensembles, by kernel."""
+        """Return the settings of the baseline ensembles, by kernel; the main kernel needs none."""
         kernels = [kernel for kernel in self.baseline.kernels if kernel != self.sampling.kernel]
         return {kernel: self.baseline.sampling(kernel, self.sampling) for kernel in kernels}
 
@@ -225,7 +233,7 @@ def parse_run(tables: Mapping[str, Any]) -> RunConfig:
     ConfigError
         If a section, key or value is wrong.
     """
-    _refuse_unknown("the file", tables, SECTIONS)
+    _refuse_unknown("section", "the file", tables, SECTIONS)
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(got=f"{name} = {table!r}", expected=f"a section [{name}]", fix="correct the file")
@@ -257,11 +265,11 @@ Parsed = TypeVar("Parsed")
 
 def _choose(section: str, selector: str, table: Mapping[str, Any], known: Mapping[str, type[Parsed]]) -> Parsed:
     """Validate a section whose key ``selector`` names the class that it becomes."""
-    chosen = str(table.get(selector))
+    chosen = str(table.get(selector, ""))
     if chosen not in known:
-        near = get_close_matches(str(chosen), known, n=1)
+        near = get_close_matches(str(chosen), known, n=1, cutoff=0.4)
         raise ConfigError(
-            got=f"[{section}] {selector} = {chosen!r}",
+            got=f"[{section}] {selector} = {chosen!r}" if selector in table else f"no `{selector}` in [{section}]",
             expected=f"one of {sorted(known)}",
             fix=f"did you mean {near[0]!r}?" if near else f"set `{selector}`",
         )
@@ -270,7 +278,7 @@ def _choose(section: str, selector: str, table: Mapping[str, Any], known: Mappin
 
 
 def _section(section: str, table: Mapping[str, Any], kind: type[Parsed], extra: Iterable[str] = ()) -> Parsed:
-    _refuse_unknown(f"[{section}]", table, [*(item.name for item in fields(kind)), *extra])  # type: ignore[arg-type]
+    _refuse_unknown("key", f"[{section}]", table, [*(item.name for item in fields(kind)), *extra])  # type: ignore[arg-type]
     try:
         # Through JSON: strict validation then still takes a table for a dataclass and an array for a tuple.
         return TypeAdapter(kind).validate_json(json.dumps(dict(table), default=str), strict=True)
@@ -280,22 +288,23 @@ def _section(section: str, table: Mapping[str, Any], kind: type[Parsed], extra: 
         if isinstance(cause, FlowmcError):
             raise ConfigError(got=f"[{section}] {cause.got}", expected=cause.expected, fix=cause.fix) from cause
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigError(got=f"[{section}] no {key}", expected=f"`{key}` in [{section}]", fix="add it") from error
+        expected = {"tuple_type": "an array, for example [8, 8]"}.get(first["type"], first["msg"])
         raise ConfigError(
-            got=f"[{section}] {key} = {first.get('input')!r}"
-            if first["type"] != "missing"
-            else f"[{section}] no {key}",
-            expected=first["msg"][0].lower() + first["msg"][1:],
+            got=f"[{section}] {key} = {first.get('input')!r}",
+            expected=expected[0].lower() + expected[1:],
             fix=f"correct `{key}` in [{section}]",
         ) from error
 
 
-def _refuse_unknown(where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+def _refuse_unknown(what: str, where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
     names = list(known)
     for key in table:
         if key not in names:
             near = get_close_matches(key, names, n=1, cutoff=0.5)
             raise ConfigError(
-                got=f"unknown key {key!r} in {where}",
+                got=f"unknown {what} {key!r} in {where}",
                 expected=f"one of {sorted(names)}",
                 fix=f"did you mean {near[0]!r}?" if near else "remove it",
             )

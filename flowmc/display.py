@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from flowmc.sampling import BlockReport
 from flowmc.training import TrainingRecord
@@ -63,7 +64,7 @@ class TerminalDisplay:
         """Show step, loss, ESS and estimated acceptance."""
         with self._bar(title, total) as advance:
             yield lambda record: advance(
-                record.step, f"loss {record.loss:.3f}  ESS {record.ess:.2f}  acceptance ~{record.acceptance:.2f}"
+                record.step, f"loss {record.loss:.3f}  ESS {record.ess:.2f}  accepts ~{record.acceptance:.2f}"
             )
 
     @contextmanager
@@ -71,9 +72,9 @@ class TerminalDisplay:
         """Show cycles, acceptance by kind and the step size."""
 
         def figures(report: BlockReport) -> str:
-            shown = [f"{kind} acceptance {value:.2f}" for kind, value in report.acceptance.items()]
+            shown = [f"{kind} accepts {value:.2f}" for kind, value in report.acceptance.items()]
             if "hmc.step_size" in report.adaptation:
-                shown.append(f"step size {report.adaptation['hmc.step_size']:.3f}")
+                shown.append(f"step {report.adaptation['hmc.step_size']:.3f}")
             return "  ".join(shown)
 
         with self._bar(title, total) as advance:
@@ -84,16 +85,15 @@ class TerminalDisplay:
         if not self._console.is_terminal:
             yield self._lines(title, total)
             return
+        # The figures come last and may be cut off in a narrow terminal; what is left to do must not be.
         columns: list[ProgressColumn] = [
-            TextColumn(f"{title:<10}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:>6}/{task.total}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn(f"{title:<8}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         ]
-        with Progress(*columns, console=self._console) as progress:
+        with Progress(*columns, console=self._console, expand=True) as progress:
             task = progress.add_task(title, total=total, figures="")
             yield lambda done, figures: progress.update(task, completed=done, figures=figures)
 

@@ -12,6 +12,7 @@ __all__ = [
     "FlowmcError",
     "LatticeMismatchError",
     "NonFiniteError",
+    "OutputError",
     "ParameterError",
     "PrecisionError",
     "RunExistsError",
@@ -80,6 +81,10 @@ class FlowFileError(FlowmcError):
 
 class CertificateError(FlowmcError):
     """A flow failed its certificate and is refused for production."""
+
+
+class OutputError(FlowmcError):
+    """A target cannot be written: a folder in its place, a file where a folder should be, or no permission."""
 
 
 class RunExistsError(FlowmcError):

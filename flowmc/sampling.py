@@ -96,7 +96,7 @@ class SamplingPlan:
                 raise ParameterError(
                     got=f"{name} = {number} with cycles_per_block = {block}",
                     expected=f"a multiple of {block}, so that batches of proposals have one size",
-                    fix=f"take {number - number % block or block} or {number - number % block + block}",
+                    fix=" or ".join(f"take {k}" for k in (number // block * block, -(-number // block) * block) if k),
                 )
 
     @property

@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 
 from flowmc_analysis.ensemble import EnsembleAnalysis, analyze, verdict_dict
 from flowmc_analysis.errors import AnalysisError
@@ -54,6 +55,8 @@ class CostRatio:
         Ratio of the sampling seconds; below one, the ensemble is cheaper than the baseline.
     with_training
         The same with the training spread over the configurations produced.
+    upper_bound
+        Whether the numerator is an upper bound, because its ``tau_int`` is at the floor of 1/2.
     break_even
         Number of independent configurations from which on training has paid off; infinite if it never does, zero
         without training.
@@ -64,6 +67,7 @@ class CostRatio:
     observable: str
     without_training: Estimate
     with_training: Estimate
+    upper_bound: bool
     break_even: float
 
     def to_dict(self) -> dict[str, object]:
@@ -76,6 +80,7 @@ class CostRatio:
             "without_training_error": json_number(self.without_training.error),
             "with_training": json_number(self.with_training.value),
             "with_training_error": json_number(self.with_training.error),
+            "upper_bound": self.upper_bound,
             "break_even_independent_configurations": json_number(self.break_even),
         }
 
@@ -155,12 +160,18 @@ class Comparison:
                         format_seconds(cost.training_seconds) if cost.training_seconds else ABSENT,
                         f"{name} (slowest)" if name == analysis.slowest else name,
                         format_number(estimate.tau_int),
-                        format_seconds(cost.per_independent(estimate).value),
-                        format_seconds(cost.per_independent(estimate, with_training=True).value),
+                        _bounded(format_seconds(cost.per_independent(estimate).value), cost.is_bound(estimate)),
+                        _bounded(
+                            format_seconds(cost.per_independent(estimate, with_training=True).value),
+                            cost.is_bound(estimate),
+                        ),
                     )
                 )
         columns = ("ensemble", "sampling", "training", "observable", "tau_int", "per independent one", "with training")
-        note = "Wall time after thermalisation; 2 tau_int configurations make an independent one (white noise = 0.5)."
+        note = (
+            "Wall time after thermalisation; 2 tau_int configurations make an independent one (white noise = 0.5). "
+            "≤: stored configurations are already independent, and denser storage could show a lower cost."
+        )
         return Table("Cost per independent configuration", columns, tuple(rows), note)
 
     def ratio_table(self) -> Table:
@@ -169,14 +180,15 @@ class Comparison:
             (
                 f"{ratio.label} / {ratio.baseline}",
                 ratio.observable,
-                str(ratio.without_training),
-                str(ratio.with_training),
+                _bounded(str(ratio.without_training), ratio.upper_bound),
+                _bounded(str(ratio.with_training), ratio.upper_bound),
                 _break_even(ratio.break_even),
             )
             for ratio in self.cost_ratios
         )
         columns = ("ensembles", "observable", "cost ratio", "with training", "training pays off after")
-        return Table("Cost relative to the baseline", columns, rows, "Below one: cheaper than the baseline.")
+        note = "Below one: cheaper than the baseline. Errors include the scatter of the wall time over the run."
+        return Table("Cost relative to the baseline", columns, rows, note)
 
     def to_dict(self) -> dict[str, object]:
         """Give the result for JSON; what is not finite becomes ``None``."""
@@ -253,6 +265,12 @@ def compare_many(
     if labels is not None and len(labels) != len(paths):
         raise AnalysisError(
             got=f"{len(labels)} labels for {len(paths)} ensembles", expected="one label each", fix="count them again"
+        )
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise AnalysisError(
+            got=f"the same file twice among {[str(path) for path in paths]}",
+            expected="different ensembles: their errors are added as independent",
+            fix="name another file",
         )
     names = [""] * len(paths) if labels is None else list(labels)
     analyses = [analyze(path, s, label=name) for path, name in zip(paths, names, strict=True)]
@@ -361,6 +379,7 @@ def _cost_ratios(analyses: Sequence[EnsembleAnalysis]) -> list[CostRatio]:
                     observable=observable,
                     without_training=_ratio(*plain),
                     with_training=_ratio(*trained),
+                    upper_bound=analysis.cost.is_bound(numerator),
                     break_even=0.0 if training == 0.0 else training / gain if gain > 0.0 else math.inf,
                 )
             )
@@ -372,6 +391,10 @@ def _ratio(a: Estimate, b: Estimate) -> Estimate:
         return Estimate(math.nan, math.nan)
     value = a.value / b.value
     return Estimate(value, value * math.hypot(a.error / a.value, b.error / b.value))
+
+
+def _bounded(text: str, upper_bound: bool) -> str:
+    return f"≤ {text}" if upper_bound else text
 
 
 def _break_even(n: float) -> str:

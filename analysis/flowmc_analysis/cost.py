@@ -4,6 +4,10 @@ A chain of N configurations holds :math:`N/(2\tau_{int})` independent ones for a
 time (in stored configurations, white noise = 1/2). Sampling for T seconds therefore costs :math:`2\tau_{int}T/N`
 seconds per independent configuration. Training is paid once; its seconds are added to T, that is spread over the
 configurations that were actually produced. Thermalisation is left out of T and stated beside it.
+
+Stored configurations that are already independent say nothing about how much faster the chain decorrelates: with
+:math:`\tau_{int}` at its floor of 1/2 the cost is that of a stored configuration, an upper bound of the cost of an
+independent one. Wall time scatters on a shared machine; its error is taken from equal parts of the run.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ class Cost:
     ----------
     sampling_seconds
         Wall time of the updates after thermalisation.
+    sampling_seconds_error
+        Its standard error; NaN if it is not known.
     thermalisation_seconds
         Wall time of the updates before.
     training_seconds
@@ -33,6 +39,7 @@ class Cost:
     """
 
     sampling_seconds: float
+    sampling_seconds_error: float
     thermalisation_seconds: float
     training_seconds: float
     n_configurations: int
@@ -54,24 +61,30 @@ class Cost:
 
         Returns
         -------
-        Seconds; the error is that of ``tau_int``.
+        Seconds; the error is that of ``tau_int`` and of the wall time together.
 
         Examples
         --------
-        >>> cost = Cost(sampling_seconds=10.0, thermalisation_seconds=1.0, training_seconds=90.0, n_configurations=1000)
+        >>> cost = Cost(10.0, 0.0, thermalisation_seconds=1.0, training_seconds=90.0, n_configurations=1000)
         >>> slow = Estimate(0.3, 0.01, tau_int=5.0, tau_int_error=0.5)
         >>> print(cost.per_independent(slow), cost.per_independent(slow, with_training=True))
         0.100(10) 1.00(10)
         """
         seconds = self.sampling_seconds + (self.training_seconds if with_training else 0.0)
         scale = 2.0 * seconds / self.n_configurations
-        error = scale * observable.tau_int_error if math.isfinite(observable.tau_int_error) else math.nan
-        return Estimate(scale * observable.tau_int, error)
+        by_time = 2.0 * observable.tau_int * self.sampling_seconds_error / self.n_configurations
+        return Estimate(scale * observable.tau_int, math.hypot(scale * observable.tau_int_error, by_time))
+
+    @staticmethod
+    def is_bound(observable: Estimate) -> bool:
+        """Return whether ``tau_int`` is at its floor of 1/2, so that the cost is an upper bound."""
+        return observable.tau_int - 2.0 * observable.tau_int_error <= 0.5
 
     def to_dict(self) -> dict[str, float | int]:
         """Give the fields for JSON, seconds."""
         return {
             "sampling_seconds": self.sampling_seconds,
+            "sampling_seconds_error": self.sampling_seconds_error,
             "thermalisation_seconds": self.thermalisation_seconds,
             "training_seconds": self.training_seconds,
             "n_configurations": self.n_configurations,

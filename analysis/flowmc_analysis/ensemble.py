@@ -204,11 +204,13 @@ class EnsembleAnalysis:
             name: {
                 "without_training": json_number(self.cost.per_independent(estimate).value),
                 "with_training": json_number(self.cost.per_independent(estimate, with_training=True).value),
-                "relative_error": json_number(estimate.tau_int_error / estimate.tau_int),
+                "error": json_number(self.cost.per_independent(estimate).error),
+                "upper_bound": self.cost.is_bound(estimate),
             }
             for name, estimate in self.scalar_observables.items()
         }
-        return {**self.cost.to_dict(), "slowest": self.slowest, "seconds_per_independent_configuration": independent}
+        plain = {name: json_number(value) for name, value in self.cost.to_dict().items()}
+        return {**plain, "slowest": self.slowest, "seconds_per_independent_configuration": independent}
 
 
 def analyze(
@@ -265,6 +267,7 @@ def analyze(
         verdict=judge_monitors(monitors),
         cost=Cost(
             sampling_seconds=history.seconds,
+            sampling_seconds_error=history.seconds_error,
             thermalisation_seconds=history.thermalisation_seconds,
             training_seconds=_training_seconds(production) if FLOW_KIND in history.kind_names else 0.0,
             n_configurations=int(production.measurements["action"].size),

@@ -6,6 +6,7 @@ every flow-side average exact (they are draws like any other). A state that the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["FLOW_KIND", "HMC_KIND", "History", "read_history"]
 
 Array = npt.NDArray[np.float64]
+
+# Parts of a run over which the wall time is compared with itself.
+_WALLTIME_PARTS = 20
 
 HMC_KIND = "hmc"
 FLOW_KIND = "flow"
@@ -50,6 +54,8 @@ class History:
         Number of flow updates that started from a state the flow cannot reach.
     seconds
         Wall time of the rows, all streams together.
+    seconds_error
+        Standard error of ``seconds`` from its scatter over equal parts of the run; NaN for a run too short to tell.
     thermalisation_seconds
         Wall time of the rows that were dropped.
     """
@@ -63,6 +69,7 @@ class History:
     n_nonfinite: int
     n_offsupport: int
     seconds: float
+    seconds_error: float
     thermalisation_seconds: float
 
     def of_kind(self, kind: str) -> npt.NDArray[np.bool_]:
@@ -120,6 +127,7 @@ def read_history(streams: Sequence[Stream]) -> History:
         n_nonfinite=int(np.count_nonzero(failed)),
         n_offsupport=int(np.count_nonzero(np.isposinf(current))),
         seconds=sum(part.seconds for part in parts),
+        seconds_error=math.hypot(*(part.seconds_error for part in parts)),
         thermalisation_seconds=sum(part.thermalisation_seconds for part in parts),
     )
 
@@ -135,7 +143,16 @@ class _Columns:
     log_weight: Array
     log_weight_current: Array
     seconds: float
+    seconds_error: float
     thermalisation_seconds: float
+
+
+def _scatter_of_sum(seconds: Array) -> float:
+    """Return the standard error of a sum from its scatter over equal parts: a busy machine shows there."""
+    if seconds.size < 2 * _WALLTIME_PARTS:
+        return math.nan
+    sums = np.array([part.sum() for part in np.array_split(seconds, _WALLTIME_PARTS)])
+    return float(math.sqrt(_WALLTIME_PARTS) * sums.std(ddof=1))
 
 
 def _read_columns(stream: Stream) -> _Columns:
@@ -169,5 +186,6 @@ def _read_columns(stream: Stream) -> _Columns:
         log_weight=rows_of("log_weight", FLOW_KIND),
         log_weight_current=rows_of("log_weight_current", FLOW_KIND),
         seconds=float(np.sum(walltime[kept])),
+        seconds_error=_scatter_of_sum(walltime[kept]),
         thermalisation_seconds=float(np.sum(walltime[~kept])),
     )

@@ -7,8 +7,10 @@ r"""Monitors that run with production: identities whose expectation is known, ju
   partial integration. It sees chains that are not distributed as :math:`e^{-S}`.
 - ``weight_ratio``: :math:`E[w(y)/w(x)] = 1` for stationary x and a fresh, independent proposal y, where
   :math:`w = e^{-S}/q`, because :math:`E_q[w] = Z` and :math:`E_p[1/w] = 1/Z`. Every flow update is such a pair: each
-  kernel leaves the target invariant, so the state before any of them is stationary. It sees a ``log_q`` that is not
-  the density of the draws.
+  kernel leaves the target invariant, so the state before any of them is stationary. It sees a wrong ``log_q`` only
+  where another kernel moves the state: independence Metropolis alone, run with a log q that is not the density of its
+  draws, is stationary for a wrong target with which its weights are perfectly consistent. That error is seen by
+  ``schwinger_dyson``, and before the run by the certificate, which compares draws with their density.
 - ``mode_drop``: the gap :math:`g = -\ln E_p[1/w] - \ln E_q[w]` between the two estimates of ln Z (Nicoli et al. [2]_).
   Where the draws of the flow miss a region of target probability :math:`\epsilon` that the chain visits (by HMC),
   :math:`g = -\ln(1-\epsilon) > 0`. Nobody sees a region that neither visits.

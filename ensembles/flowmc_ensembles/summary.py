@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 
+from flowmc_ensembles.descriptions import StreamDescription
 from flowmc_ensembles.errors import CorruptionError
 from flowmc_ensembles.reader import Ensemble, Stream
 
@@ -49,6 +50,12 @@ def _checksums(stream: Stream) -> str:
     return "ok"
 
 
+def _late_attributes(stream: Stream) -> dict[str, object]:
+    """Attributes that were set after creation, such as what adaptation arrived at."""
+    known = {*StreamDescription.reserved_attributes(), "finished", "stop_reason"}
+    return {name: value for name, value in stream.attributes.items() if name not in known}
+
+
 def _stream_summary(stream: Stream, verify: bool) -> dict[str, object]:
     description = stream.description
     trajectory = stream.trajectory
@@ -72,6 +79,7 @@ def _stream_summary(stream: Stream, verify: bool) -> dict[str, object]:
         "observables": list(stream.observable_names),
         "finished": bool(stream.attributes.get("finished", False)),
         "stop_reason": str(stream.attributes.get("stop_reason", "")),
+        "attributes": _late_attributes(stream),
         "resumable": stream.checkpoint() is not None,
         "checksums": _checksums(stream) if verify else "not checked",
     }
@@ -87,10 +95,13 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
     verify
         Read every configuration and check its SciDAC checksum.
 
-    Returns ------- ``path, size_bytes, format_version, creator_version, created_at, theory, action, lattice_size,
+    Returns
+    -------
+    ``path, size_bytes, format_version, creator_version, created_at, theory, action, lattice_size,
     boundary_conditions, convention, checksums`` and ``streams``, a list with one dictionary per stream: ``algorithm,
-    chains, configurations`` (of each chain), ``updates, acceptance`` (by proposal kind: ``rate, accepted,
-    proposed``), ``finished, checksums`` and more. ``checksums`` is ``"ok"``, ``"not checked"`` or says what is wrong.
+    chains, configurations`` (of each chain), ``updates, acceptance`` (by proposal kind: ``rate, accepted, proposed``),
+    ``finished, checksums, attributes`` (those set after creation) and more. ``checksums`` is ``"ok"``, ``"not checked"``
+    or says what is wrong.
 
     Raises
     ------
@@ -145,6 +156,10 @@ def _stream_lines(stream: Mapping[str, object]) -> list[str]:
         f"  checkpoint      {'yes' if stream['resumable'] else 'none yet'}",
         f"  checksums       {stream['checksums']}",
     ]
+    if stream["parent_stream"]:
+        lines.append(f"  started from    {stream['parent_stream']}")
+    if late := cast(Mapping[str, object], stream["attributes"]):
+        lines.append("  set in the run  " + ", ".join(f"{name} = {value}" for name, value in late.items()))
     if parameters:
         lines.append("  parameters      " + ", ".join(f"{name} = {value}" for name, value in parameters.items()))
     lines += [

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from flowmc.errors import FlowFileError
@@ -51,12 +51,11 @@ def fingerprint(flow: Flow) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header, atomically: a reader sees the old file or the new one."""
     partial = path.with_name(f"{path.name}.partial")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        partial,
-        metadata={HEADER: json.dumps(header)},
-    )
-    with partial.open("rb") as written:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Through bytes: the library's own file writer makes files that only their owner can read.
+    with partial.open("wb") as written:
+        written.write(save(plain, metadata={HEADER: json.dumps(header)}))
+        written.flush()
         os.fsync(written.fileno())
     partial.replace(path)
 
@@ -77,7 +76,8 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str
         If the file is missing, truncated, not safetensors, or not written by flowmc.
     """
     if not path.is_file():
-        raise FlowFileError(got=f"no file {path}", expected=expected, fix="check the path, or train a flow first")
+        found = "which is a folder" if path.is_dir() else "which does not exist"
+        raise FlowFileError(got=f"{path}, {found}", expected=expected, fix="check the path, or train a flow first")
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}

@@ -179,7 +179,8 @@ def train(
             raise NonFiniteError(
                 got=f"loss {value}, gradient norm {norm} at step {step}",
                 expected="finite numbers",
-                fix=f"lower `learning_rate` or `gradient_clip`; the last checkpoint is {files.checkpoint}",
+                fix="lower `learning_rate` or `gradient_clip`, and train anew"
+                + (f" ({files.checkpoint} is the state before)" if files.checkpoint.exists() else ""),
             )
         optimiser.step()
         seconds = before + time.perf_counter() - began

@@ -23,10 +23,10 @@ from flowmc.proposals import Proposal, certify
 from flowmc.sampling import SamplingResult, sample
 from flowmc.seeds import fold, numpy_generator
 from flowmc.theories import Theory
-from flowmc.workflows.flows import check_theory, exists_already, for_production
+from flowmc.workflows.flows import check_theory, check_writable, exists_already, for_production
 from flowmc_ensembles import Ensemble, EnsembleDescription, EnsembleWriter, StreamDescription
 
-__all__ = ["sample_ensemble", "versions"]
+__all__ = ["check_resumable", "sample_ensemble", "versions"]
 
 # Flow draws from which the starting point of each chain is picked by weight.
 START_DRAWS = 64
@@ -87,17 +87,25 @@ def sample_ensemble(
         If the flow cannot be read, fails its certificate or belongs to another theory.
     """
     require_x64()
+    check_writable(output)
     exists = output.exists()
     if exists and not resume:
         raise exists_already(output)
-    # Kernels of one run share the section's seed; folding in their name keeps their random numbers apart.
-    seed = fold(settings.seed, "sampling", settings.kernel)
+    if flow_path is not None and not settings.needs_flow:
+        raise ConfigError(
+            got=f"a flow ({flow_path}) for kernel = {settings.kernel!r}",
+            expected='kernel = "hybrid" or "flow" in [sampling], or no flow',
+            fix="change the kernel, or leave --flow out",
+        )
+    seed = _run_seed(settings)
     torch.set_num_threads(settings.threads)
     flow = _read_flow(config.theory, settings, flow_path, seed) if settings.needs_flow else None
     cycle = _build_cycle(config.theory, settings, flow, seed)
     wanted = _describe_stream(cycle, settings, seed)
     if exists:
-        _check_same_run(Ensemble(output), config.theory, wanted)
+        found = Ensemble(output)
+        _check_same_run(found, config.theory, wanted)
+        _tell_of_resumption(found, settings, cycle.n_updates, display)
         writer = EnsembleWriter.open(output)
 
         def start() -> NDArray[np.float64]:
@@ -108,7 +116,11 @@ def sample_ensemble(
         output.parent.mkdir(parents=True, exist_ok=True)
         stream = StreamDescription(**{**wanted, "parent_stream": parent})
         writer = EnsembleWriter.create(output, _describe_ensemble(config, flow), stream)
+    if flow is not None:
+        checks = flow.facts["certificate"]["checks"]
+        display.say(f"{settings.kernel}: flow certified ({len(checks)} checks, {settings.precision})")
     with writer, display.sampling(settings.kernel, settings.plan.total_cycles) as on_block:
+        writer.set_attributes({"finished": False, "stop_reason": ""})
         result = sample(
             cycle,
             settings.plan,
@@ -123,10 +135,17 @@ def sample_ensemble(
     return result
 
 
+def _run_seed(settings: SamplingConfig) -> int:
+    """Return the seed of an ensemble: kernels of one run share a section's seed, but no random numbers."""
+    return fold(settings.seed, "sampling", settings.kernel)
+
+
 def _read_flow(theory: Theory, settings: SamplingConfig, path: Path | None, seed: int) -> _Flow:
     if path is None:
         raise ConfigError(
-            got=f"kernel = {settings.kernel!r} without a flow", expected="a flow file", fix="give one with --flow FILE"
+            got=f"kernel = {settings.kernel!r} without a flow",
+            expected='a flow file (--flow FILE), or kernel = "hmc" in [sampling]',
+            fix="train a flow first, or choose the kernel",
         )
     flow, saved = load_flow(path)
     check_theory(saved, theory, path)
@@ -166,6 +185,8 @@ def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[
     parameters["precision"] = settings.precision
     parameters["threads"] = settings.threads
     parameters["device"] = settings.device
+    parameters["run_seed"] = settings.seed
+    parameters["start"] = settings.start_from or settings.start
     if "hmc" in cycle.kinds:
         parameters["tuning"] = {"step_size": settings.step_size, "target_acceptance": settings.target_acceptance}
     return {
@@ -197,23 +218,59 @@ def _describe_ensemble(config: RunConfig, flow: _Flow | None) -> EnsembleDescrip
 
 def _check_same_run(found: Ensemble, theory: Theory, wanted: dict[str, Any]) -> None:
     """Refuse to go on with a file of another run; more cycles are the one thing that may differ."""
-    if found.description.action != theory.describe():
-        raise TheoryMismatchError(
-            got=f"an ensemble of {dict(found.description.action)}",
-            expected=f"an ensemble of {theory.describe()}",
-            fix="correct [theory], or choose another output",
-        )
+    _check_theory(found, theory, "the file")
     stream = found.streams[0].description
-    different = [
-        key for key, value in wanted.items() if key != "algorithm_parameters" and getattr(stream, key) != value
-    ]
-    old, new = dict(stream.algorithm_parameters), wanted["algorithm_parameters"]
-    different += [f"algorithm_parameters.{key}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    parameters = "algorithm_parameters"
+    old = {key: getattr(stream, key) for key in wanted if key != parameters} | _flat(dict(stream.algorithm_parameters))
+    new = {key: value for key, value in wanted.items() if key != parameters} | _flat(wanted[parameters])
+    different = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if different:
         raise RunExistsError(
-            got=f"an ensemble of another run: {', '.join(different)} differ",
-            expected="the sampling section, the flow and the seed that the ensemble was begun with (cycles may grow)",
-            fix="restore them, or choose another output",
+            got=f"an ensemble with {', '.join(f'{key} = {old.get(key)!r}' for key in different)}",
+            expected=f"{', '.join(f'{key} = {new.get(key)!r}' for key in different)}, as in this run (cycles may grow)",
+            fix="restore the settings or the flow, or choose another output",
+        )
+
+
+def _flat(nested: dict[str, Any]) -> dict[str, Any]:
+    """Return nested tables as one, keyed "outer.inner"."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _tell_of_resumption(found: Ensemble, settings: SamplingConfig, updates_per_cycle: int, display: Display) -> None:
+    done = found.streams[0].n_updates // updates_per_cycle
+    if done > settings.plan.total_cycles:
+        display.say(f"{settings.kernel}: the file has {done} cycles already, more than {settings.plan.total_cycles}")
+    before: Any = found.description.run.get("versions", {})
+    changed = [f"{name} {before[name]} -> {now}" for name, now in versions().items() if before.get(name, now) != now]
+    if changed and done < settings.plan.total_cycles:
+        display.say(f"{settings.kernel}: other versions than at the start, so not bit-identical: {', '.join(changed)}")
+
+
+def check_resumable(config: RunConfig, settings: SamplingConfig, output: Path, base: Path) -> None:
+    """Check, before a training, what can be known of an ensemble that is to be made after it.
+
+    Raises
+    ------
+    FlowmcError, EnsembleError
+        If the target cannot be written, holds another theory, or ``start_from`` cannot be started from.
+    """
+    check_writable(output)
+    if output.exists():
+        _check_theory(Ensemble(output), config.theory, str(output))
+    elif settings.start_from:
+        _last_state(base / settings.start_from, config.theory, settings.chains, _run_seed(settings))
+
+
+def _check_theory(found: Ensemble, theory: Theory, what: str) -> None:
+    if found.description.action != theory.describe():
+        raise TheoryMismatchError(
+            got=f"{what}, an ensemble of {dict(found.description.action)}",
+            expected=f"an ensemble of {theory.describe()}",
+            fix="correct [theory], or choose another file",
         )
 
 
@@ -248,12 +305,7 @@ def _flow_start(theory: Theory, proposal: Proposal, seed: int, chains: int) -> N
 
 def _last_state(path: Path, theory: Theory, chains: int, seed: int) -> tuple[Start, str]:
     ensemble = Ensemble(path)
-    if ensemble.description.action != theory.describe():
-        raise TheoryMismatchError(
-            got=f"start_from = {path}, an ensemble of {dict(ensemble.description.action)}",
-            expected=f"an ensemble of {theory.describe()}",
-            fix="start from an ensemble of the same theory",
-        )
+    _check_theory(ensemble, theory, f"start_from = {path}")
     stream = ensemble.streams[-1]
     if stream.description.seed == seed:
         raise ParameterError(

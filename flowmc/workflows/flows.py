@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from flowmc.errors import (
     ConfigError,
     FlowFileError,
     LatticeMismatchError,
+    OutputError,
     ParameterError,
     RunExistsError,
     TheoryMismatchError,
@@ -25,7 +27,37 @@ from flowmc.proposals import Certificate, FlowProposal, as_proposal, certify
 from flowmc.theories import Theory
 from flowmc.training import TrainingFiles, train
 
-__all__ = ["certify_flow", "check_theory", "exists_already", "for_production", "to_device", "train_flow"]
+__all__ = [
+    "certify_flow",
+    "check_theory",
+    "check_writable",
+    "exists_already",
+    "for_production",
+    "to_device",
+    "train_flow",
+]
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be written at a path, before the work that it is to hold.
+
+    Raises
+    ------
+    OutputError
+        If the path is a folder, lies below a file, or its folder does not permit it.
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir():
+        found = f"{path}, which is a folder"
+    elif not parent.is_dir():
+        found = f"{path}, below the file {parent}"
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        found = f"{path}, in a folder without permission to write"
+    elif path.exists() and not os.access(path, os.W_OK):
+        found = f"{path}, a file without permission to write"
+    else:
+        return
+    raise OutputError(got=found, expected="a path where a file can be written", fix="choose another output")
 
 
 def exists_already(path: Path) -> RunExistsError:
@@ -70,6 +102,7 @@ def train_flow(
     """
     if config.flow is None:
         raise ConfigError(got="no [flow] section", expected="[flow] with its kind", fix="add it, or sample with HMC")
+    check_writable(output)
     if not resume:
         for existing in (output, TrainingFiles(output).checkpoint):
             if existing.exists():
@@ -89,7 +122,9 @@ def train_flow(
     if not result.finished:
         return None
     facts = {"config": asdict(config.training), "steps": result.step, "seconds": result.seconds}
-    save_flow(output, flow, config.theory, {**facts, "ess_batch": result.records[-1].ess})
+    # The log may have been removed by hand since the training ended.
+    ess = result.records[-1].ess if result.records else None
+    save_flow(output, flow, config.theory, {**facts, "ess_batch": ess})
     return SavedFlow.read(output)
 
 
@@ -100,15 +135,15 @@ def _kept(output: Path, theory: Theory, identity: dict[str, Any]) -> SavedFlow:
     config = saved.training.get("config", {})
     found = {"flow": saved.flow, "training": {key: config.get(key) for key in identity["training"]}}
     different = [
-        f"[{section}] {key}"
+        (f"[{section}] {key} = ", found[section].get(key), wanted.get(key))
         for section, wanted in identity.items()
         for key in sorted({*wanted, *found[section]})
         if wanted.get(key) != found[section].get(key)
     ]
     if different:
         raise FlowFileError(
-            got=f"{output}, trained with another {', '.join(different)}",
-            expected="the flow and training sections of this run",
+            got=f"{output}, trained with {', '.join(f'{key}{old!r}' for key, old, _ in different)}",
+            expected=f"{', '.join(f'{key}{new!r}' for key, _, new in different)}, as in this run",
             fix="restore the sections, or choose another output",
         )
     return saved

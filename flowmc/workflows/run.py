@@ -13,13 +13,16 @@ from flowmc.config import RunConfig, read_run
 from flowmc.display import Display
 from flowmc.errors import ConfigError, RunExistsError
 from flowmc.training import TrainingFiles, TrainingRecord
-from flowmc.workflows.ensembles import sample_ensemble, versions
+from flowmc.workflows.ensembles import check_resumable, sample_ensemble, versions
 from flowmc.workflows.flows import train_flow
 from flowmc_analysis.comparison import Comparison, compare_analyses
 from flowmc_analysis.ensemble import EnsembleAnalysis, analyze
 from flowmc_analysis.report import write_report
 
 __all__ = ["RunReport", "run_all"]
+
+# The Γ-method needs a few; so short a run is a test of the plumbing all the same.
+FEWEST_CONFIGURATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,11 @@ class RunReport:
         return all(analysis.verdict is None or analysis.verdict.passed for analysis in self.analyses)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the main ensemble's analysis, with the comparison beside it, as plain data."""
+        """Return the main ensemble's analysis, with the comparison beside it, as plain data; or why it stopped."""
+        if not self.finished:
+            return {"finished": False, "stop_reason": self.stop_reason}
         return {
+            "finished": True,
             **self.analyses[0].to_dict(),
             "report": str(self.html),
             "consistent": self.consistent,
@@ -79,7 +85,7 @@ def run_all(
     resume
         Whether to go on with what is in the folder; finished parts are kept, and extended if cycles grew.
     should_stop
-        Asked wherever the run can stop.
+        Asked wherever the run can stop; once it has given a reason it must keep to it.
     display
         Where progress is shown.
 
@@ -99,7 +105,15 @@ def run_all(
         raise ConfigError(
             got="flow proposals without a [flow] section", expected="[flow] with its kind", fix="add it, or use hmc"
         )
-    if output.exists() and not resume and (not output.is_dir() or any(output.iterdir())):
+    for kernel, settings in ensembles.items():
+        if (stored := settings.cycles // settings.save_every) < FEWEST_CONFIGURATIONS:
+            raise ConfigError(
+                got=f"{stored} configurations of each {kernel} chain (cycles / save_every)",
+                expected=f"at least {FEWEST_CONFIGURATIONS}, or there is nothing to analyse",
+                fix="raise `cycles` or lower `save_every`",
+            )
+        check_resumable(config, settings, output / f"{kernel}.h5", config_path.parent)
+    if output.exists() and not resume and any(output.iterdir()):
         raise RunExistsError(
             got=f"{output}, which is not empty",
             expected="a new or empty folder",
@@ -139,7 +153,9 @@ def _analyse(config: RunConfig, output: Path, kernels: list[str], display: Displ
         run_info={"versions": versions(), "sampling": asdict(config.sampling)},
     )
     report = RunReport("", Path(html), analyses, comparison)
-    (output / "analysis.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    partial = output / "analysis.json.partial"
+    partial.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    partial.replace(output / "analysis.json")
     return report
 
 

@@ -56,7 +56,7 @@ def test_errors_contain_the_correlation_of_states_with_proposals(
     assert abs(variance - 1.0) < 4.0 * math.sqrt(2.0 / z.size)
 
 
-def test_wrong_density_of_the_draws_is_seen(rng: np.random.Generator) -> None:
+def test_forward_log_q_that_the_states_do_not_share_is_seen(rng: np.random.Generator) -> None:
     log_w, current = independence_chain(rng, 0.4, chains=8, n=1000)
     # A log_q that is off by part of the draw's own log-weight, in the forward direction only.
     assert abs(monitor_weight_ratio(1.3 * log_w, current).score.z) > LARGE_Z

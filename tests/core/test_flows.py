@@ -157,7 +157,7 @@ class TestFiles:
                 load_flow(path)
 
     def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(FlowFileError, match="no file"):
+        with pytest.raises(FlowFileError, match="does not exist"):
             load_flow(tmp_path / "none.safetensors")
 
     def test_nan_weights(self, tmp_path: Path) -> None:

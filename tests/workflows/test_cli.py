@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from flowmc.cli import _fitting
 from flowmc.flows import load_flow, save_flow
 from flowmc_ensembles import Ensemble
 
@@ -101,9 +102,10 @@ class TestRun:
         assert "TheoryMismatchError" in outcome.stderr
 
     def test_wall_time_limit_stops_cleanly_and_resumes(self, tmp_path: Path, flowmc: Command, config: Path) -> None:
-        outcome = flowmc("run", config, "--output", "out", "--max-minutes", "0.0001")
+        outcome = flowmc("run", config, "--output", "out", "--max-minutes", "0.0001", "--json")
         assert outcome.exit_code == 0
-        assert "--resume" in outcome.stderr
+        assert "wall-time limit of 0.0001 min" in outcome.stderr
+        assert json.loads(outcome.stdout) == {"finished": False, "stop_reason": "wall-time limit of 0.0001 min"}
         assert not (tmp_path / "out" / "report.html").exists()
         assert flowmc("run", config, "--output", "out", "--resume").exit_code == 0
         assert (tmp_path / "out" / "report.html").exists()
@@ -135,7 +137,8 @@ class TestSample:
         changed = edited(edited(config, "chains = 8", "chains = 16"), "[sampling]", '[sampling]\nkernel = "hmc"')
         outcome = flowmc("sample", changed, "--output", "e.h5", "--resume")
         assert outcome.exit_code == 1
-        assert "n_chains" in outcome.stderr
+        assert "n_chains = 8" in outcome.stderr
+        assert "n_chains = 16" in outcome.stderr
         assert (tmp_path / "e.h5").read_bytes() == before
 
     def test_start_from_the_last_state_of_another_ensemble(
@@ -300,6 +303,88 @@ class TestAnalyze:
             assert outcome.exit_code == 1, name
             for part in ("got:", "expected:", "fix:"):
                 assert part in outcome.stderr
+
+
+class TestBadTargets:
+    """Refused before the work that they are to hold, with got, expected and fix."""
+
+    @pytest.mark.parametrize("name", ["folder", "small.toml/below.h5"])
+    def test_no_file_can_be_there(self, name: str, tmp_path: Path, flowmc: Command, config: Path) -> None:
+        (tmp_path / "folder").mkdir()
+        changed = edited(config, "[sampling]", '[sampling]\nkernel = "hmc"')
+        outcome = flowmc("sample", changed, "--output", name)
+        assert outcome.exit_code == 1
+        assert "OutputError" in outcome.stderr
+
+    def test_training_into_a_folder(self, tmp_path: Path, flowmc: Command, config: Path) -> None:
+        (tmp_path / "folder").mkdir()
+        outcome = flowmc("train", config, "--output", "folder")
+        assert outcome.exit_code == 1
+        assert "OutputError" in outcome.stderr
+        assert list((tmp_path / "folder").iterdir()) == []
+
+
+class TestBeforeTheTraining:
+    """What can be known beforehand is refused before a run spends its time on the training."""
+
+    @pytest.mark.parametrize(
+        ("old", "new", "word"),
+        [
+            ("[sampling]", '[sampling]\nstart_from = "nowhere.h5"', "nowhere.h5"),
+            ("[sampling]", "[sampling]\nstep_size = 2.0", "step_size"),
+            ("[sampling]", "[sampling]\nsave_every = 100", "save_every"),
+        ],
+    )
+    def test_refused(self, old: str, new: str, word: str, flowmc: Command, config: Path, tmp_path: Path) -> None:
+        outcome = flowmc("run", edited(config, old, new), "--output", "out")
+        assert outcome.exit_code == 1
+        assert word in outcome.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_flow_for_hmc_is_refused(finished: Path, flowmc: Command, config: Path) -> None:
+    changed = edited(config, "[sampling]", '[sampling]\nkernel = "hmc"')
+    outcome = flowmc("sample", changed, "--flow", finished / "out" / "flow.safetensors", "--output", "e.h5")
+    assert outcome.exit_code == 1
+    assert "ConfigError" in outcome.stderr
+
+
+def test_corrupt_configuration_is_found(finished: Path, tmp_path: Path, flowmc: Command) -> None:
+    shutil.copy(finished / "out" / "hmc.h5", tmp_path / "e.h5")
+    with h5py.File(tmp_path / "e.h5", "r+") as file:
+        file["stream_0000/configurations/phi"][3, 1, 0, 0] += 1e-6
+    outcome = flowmc("inspect", "e.h5", "--verify")
+    assert outcome.exit_code == 1
+    assert "CorruptionError" in outcome.stderr
+    assert flowmc("inspect", "e.h5").exit_code == 0
+    assert flowmc("analyze", "e.h5").exit_code == 1
+
+
+def test_ensemble_against_itself_is_refused(finished: Path, flowmc: Command) -> None:
+    path = finished / "out" / "hmc.h5"
+    outcome = flowmc("compare", path, path)
+    assert outcome.exit_code == 1
+    assert "same file twice" in outcome.stderr
+
+
+def test_unknown_precision_is_refused(finished: Path, flowmc: Command) -> None:
+    outcome = flowmc("certify", finished / "out" / "flow.safetensors", "--precision", "float16")
+    assert outcome.exit_code == 1
+    assert "float32" in outcome.stderr
+
+
+def test_version(flowmc: Command) -> None:
+    assert flowmc("--version").stdout.startswith("flowmc ")
+
+
+def test_no_number_is_broken_in_a_narrow_terminal() -> None:
+    columns = ("observable", "hybrid", "flow", "z: hybrid - flow")
+    cells = [("two_point_zero_momentum[0]", "0.28018(70)", "0.28004(71)", "+0.14")]
+    parts = _fitting(columns, cells, 50)
+    assert sorted({number for part in parts for number in part}) == [0, 1, 2, 3]
+    assert all(part[0] == 0 for part in parts)
+    assert len(parts) > 1
+    assert _fitting(columns, cells, 200) == [[0, 1, 2, 3]]
 
 
 def test_unknown_key_names_the_nearest(flowmc: Command, config: Path, tmp_path: Path) -> None:

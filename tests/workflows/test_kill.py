@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flowmc.flows import SavedFlow
-from flowmc_ensembles import Ensemble
+from flowmc_ensembles import Ensemble, EnsembleError
 
 
 def start(config: Path) -> subprocess.Popen[str]:
@@ -36,22 +37,36 @@ def assert_same_results(one: Path, other: Path) -> None:
             np.testing.assert_array_equal(a.history(name), b.history(name), err_msg=f"{kernel}/{name}")
 
 
+def committed(path: Path) -> int:
+    """Configurations that a reader sees; none while there is no file or its first block is being written."""
+    try:
+        return Ensemble(path).streams[0].n_configurations
+    except (EnsembleError, OSError):
+        return 0
+
+
 def test_killed_runs_end_bit_identical(finished: Path, config: Path, test_seed: int) -> None:
     moments = random.Random(test_seed)
-    kills = 0
-    for _ in range(4):
+    stages = []
+    for kernel in (None, "hybrid", "hybrid", "hmc"):
         process = start(config)
-        # Any moment from start-up on; a run that is through by then has nothing left to be killed.
-        try:
-            process.wait(moments.uniform(2, 12))
-        except subprocess.TimeoutExpired:
+        out = config.parent / "out"
+        deadline = time.monotonic() + 120
+        # Each kill waits until its ensemble has grown, so that there is something to lose, and then for a random time.
+        before = committed(out / f"{kernel}.h5") if kernel else 0
+        while kernel and committed(out / f"{kernel}.h5") <= before and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0, 0.05) if kernel else moments.uniform(0, 8))
+        if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
+            process.communicate()
+            stages.append(kernel)
+    assert "hybrid" in stages, "no kill hit a run with committed configurations"
     process = start(config)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert kills > 0
     assert_same_results(config.parent / "out", finished / "out")
 
 
