@@ -1,4 +1,7 @@
-"""What every benchmark writes: claims with measured values, the versions and the machine."""
+"""What every benchmark writes: claims with measured values, the versions and the machine.
+
+``python -m benchmarks.claims docs/results/*.json`` prints the tables of docs/results.md.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from flowmc.workflows import versions
 
-__all__ = ["Claim", "parser", "write_claims"]
+__all__ = ["Claim", "parser", "write_claims", "write_table"]
 
 
 @dataclass(frozen=True)
@@ -58,5 +63,30 @@ def write_claims(claims: Sequence[Claim], path: Path | None) -> None:
         print(f"{claim.name}: {claim.value:.6g} {claim.unit} ({claim.spread}); target {claim.target}: {verdict}")
     if path is not None:
         machine = {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        content = {"claims": [asdict(claim) for claim in claims], "versions": versions(), "machine": machine}
+        content = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "claims": [asdict(claim) for claim in claims],
+            "versions": versions(),
+            "machine": machine,
+        }
         path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write_table(paths: Sequence[Path]) -> str:
+    """Return a Markdown table of the claims in files, each under its name, with versions and machine."""
+    lines = []
+    for path in paths:
+        content = json.loads(path.read_text())
+        lines += [f"## {path.stem}", "", f"`python -m benchmarks.{path.stem} --json PATH`, {content['date']}", ""]
+        lines += ["| measured | value | spread | target | holds |", "| --- | --- | --- | --- | --- |"]
+        for claim in content["claims"]:
+            value = f"{claim['value']:.4g} {claim['unit']}".strip()
+            holds = "yes" if claim["holds"] else "**no**"
+            lines.append(f"| {claim['name']} | {value} | {claim['spread']} | {claim['target']} | {holds} |")
+        facts = {**content["versions"], **content["machine"]}
+        lines += ["", ", ".join(f"{name} {fact}" for name, fact in facts.items()), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(write_table([Path(name) for name in sys.argv[1:]]))

@@ -26,7 +26,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "phi4_8x8.toml"
 CHANGES = {
     "steps = 2000": "steps = 300",
     "checkpoint_every = 250": "checkpoint_every = 20",
-    "cycles = 1500": "cycles = 600",
+    "cycles = 1500": "cycles = 900",
     "thermalisation = 150": "thermalisation = 60",
     "tuning = 75": "tuning = 30",
     "cycles_per_block = 75": "cycles_per_block = 10",

@@ -322,10 +322,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
 def _fitting(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[list[int]]:
     """Split columns into groups that fit a width without breaking a number; each begins with the first column."""
     frame = 3
-    wide = [
-        max([len(row[number]) for row in cells] + [len(word) for word in column.split()]) + frame
-        for number, column in enumerate(columns)
-    ]
+    wide = [max([len(row[number]) for row in cells] + [len(column)]) + frame for number, column in enumerate(columns)]
     parts, used = [[0]], wide[0] + 1
     for number in range(1, len(columns)):
         if used + wide[number] > width and len(parts[-1]) > 1:

@@ -1,7 +1,7 @@
 """Independence Metropolis with pre-drawn proposals: a scan over weights that returns indices.
 
 With log w = −S − log q, a proposal y is accepted from x with probability min(1, w(y)/w(x)) (Tierney, Ann. Stat. 22
-(1994) 1701; in lattice field theory Albergo et al., arXiv:1904.12072, eq. (9)). Since y does not depend on x, fields
+(1994) 1701; in lattice field theory Albergo et al., arXiv:1904.12072). Since y does not depend on x, fields
 stay out of the sequential loop: it carries one number a chain, and fields are gathered once at its end.
 """
 

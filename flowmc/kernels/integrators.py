@@ -15,7 +15,7 @@ from flowmc.theories.base import FieldSpace
 
 __all__ = ["INTEGRATORS", "Integrator", "Phase", "leapfrog", "minimum_norm"]
 
-# Minimises the leading error's norm: Omelyan, Mryglod, Folk, Comput. Phys. Commun. 151 (2003) 272, eq. (31).
+# Minimises the leading error's norm: Omelyan, Mryglod, Folk, Comput. Phys. Commun. 151 (2003) 272.
 OMELYAN = 0.1931833275037836
 
 

@@ -52,8 +52,8 @@ class Phi4(Theory):
 
     References
     ----------
-    .. [1] Albergo, Kanwar, Shanahan, arXiv:1904.12072, eq. (22).
-    .. [2] Albergo et al., arXiv:2101.08176, sec. 2.
+    .. [1] Albergo, Kanwar, Shanahan, arXiv:1904.12072.
+    .. [2] Albergo et al., arXiv:2101.08176.
     """
 
     shape: tuple[int, ...]
@@ -84,9 +84,9 @@ class Phi4(Theory):
     def from_kappa(cls, shape: Sequence[int], kappa: float, lam: float) -> Phi4:
         """Build the theory from the hopping-parameter convention.
 
-        S_κ(ϕ) = Σ_x [−2κ Σ_μ ϕ(x) ϕ(x+μ) + ϕ² + λ_κ (ϕ² − 1)²] (arXiv:2007.11115 and Nicoli et al.,
-        arXiv:2007.07115) with our field **φ = √κ ϕ**: then m² = (1 − 2λ_κ)/κ − 2d, λ = λ_κ/κ² and
-        S_κ(ϕ) = S(φ) + λ_κ V. Hence ln Z_κ = ln Z − λ_κ V − (V/2) ln κ, where the last term is the Jacobian.
+        S_κ(ϕ) = Σ_x [−2κ Σ_μ ϕ(x) ϕ(x+μ) + (1 − 2λ_κ) ϕ² + λ_κ ϕ⁴] (Nicoli et al., arXiv:2007.07115) with our field
+        **φ = √κ ϕ**: then m² = (1 − 2λ_κ)/κ − 2d, λ = λ_κ/κ², S_κ(ϕ) = S(φ) and ln Z_κ = ln Z − (V/2) ln κ, the
+        Jacobian. Written with ϕ² + λ_κ (ϕ² − 1)², as elsewhere, the action is λ_κ V larger and ln Z smaller by as much.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ class Phi4(Theory):
         """Build the theory from the Ising-like convention of arXiv:2105.12481.
 
         S_β(ϕ) = Σ_x [−β Σ_μ ϕ(x) ϕ(x+μ) + (1 − 2g) ϕ² + g ϕ⁴]; that paper writes λ for g. It is the hopping-parameter
-        convention with β = 2κ and without the constant, so our field is **φ = √(β/2) ϕ**,
+        convention with β = 2κ, so our field is **φ = √(β/2) ϕ**,
         S_β(ϕ) = S(φ) and ln Z_β = ln Z − (V/2) ln(β/2).
 
         Parameters

@@ -46,7 +46,7 @@ def reverse_kl(flow: Flow, theory: Theory, n: int, generator: torch.Generator) -
 
     References
     ----------
-    .. [1] Albergo, Kanwar, Shanahan, arXiv:1904.12072, eq. (13).
+    .. [1] Albergo, Kanwar, Shanahan, arXiv:1904.12072.
     """
     field, log_q = flow.sample(n, generator)
     action = theory.action(field)
