@@ -274,7 +274,8 @@ def analyze(
         ),
         warnings=(),
     )
-    return dataclasses.replace(analysis, warnings=tuple(_warnings(analysis, history)))
+    unfinished = (f"the run is not finished{f': {why}' if why else ''}" for why in production.unfinished)
+    return dataclasses.replace(analysis, warnings=(*unfinished, *_warnings(analysis, history)))
 
 
 def verdict_dict(verdict: Verdict | None) -> dict[str, object] | None:

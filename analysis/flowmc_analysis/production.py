@@ -53,6 +53,8 @@ class Production:
         The updates.
     updates_per_configuration
         Mean number of updates between stored configurations.
+    unfinished
+        Why each stream that has not come to its end stopped, or an empty text where nothing says why.
     """
 
     description: EnsembleDescription
@@ -62,6 +64,7 @@ class Production:
     recorded: Mapping[str, Array]
     history: History
     updates_per_configuration: float
+    unfinished: tuple[str, ...]
 
     @property
     def n_chains(self) -> int:
@@ -140,6 +143,10 @@ def read_production(path: str | PathLike[str], streams: Sequence[int] | None = N
         recorded={name: np.concatenate([table[name] for table in recorded]) for name in sorted(common)},
         history=read_history(parts),
         updates_per_configuration=_spacing(first),
+        # A store that never says whether it is finished is taken at its word.
+        unfinished=tuple(
+            str(part.attributes.get("stop_reason", "")) for part in parts if not part.attributes.get("finished", True)
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from flowmc_analysis.ensemble import TAU_INT_CONVENTION
 from flowmc_analysis.errors import AnalysisError
 from flowmc_analysis.report_figures import draw_pictures
 from flowmc_analysis.tables import (
+    ABSENT,
     Table,
     format_number,
     monitor_table,
@@ -183,38 +184,57 @@ def _run_card(analyses: Sequence[EnsembleAnalysis], run_info: Mapping[str, objec
         ("boundary conditions", ", ".join(description.boundary_conditions)),
         ("convention", description.convention),
     ]
-    rows = []
-    for analysis in analyses:
-        for index, stream in enumerate(analysis.streams):
-            rows.append(
-                (
-                    analysis.label if len(analysis.streams) == 1 else f"{analysis.label}, stream {index}",
-                    stream.algorithm,
-                    ", ".join(f"{key} = {value}" for key, value in _flatten(stream.algorithm_parameters)),
-                    str(stream.n_chains),
-                    str(stream.thermalisation_updates),
-                    str(stream.seed),
-                    stream.field_dtype.name,
-                    stream.flow_sha256[:_SHORT_FINGERPRINT] or "–",
-                )
-            )
-    heads = (
-        "ensemble",
-        "algorithm",
-        "parameters",
-        "chains",
-        "thermalisation (updates)",
-        "seed",
-        "type",
-        "flow SHA-256",
-    )
-    tables = [Table("Theory", ("quantity", "value"), tuple(theory)), Table("Streams", heads, tuple(rows))]
+    tables = [Table("Theory", ("quantity", "value"), tuple(theory)), _stream_table(analyses)]
     facts = dict(_flatten(run_info))
     for analysis in analyses:
-        facts |= {key: value for key, value in _flatten(analysis.description.run) if key not in facts}
+        run = {key: value for key, value in analysis.description.run.items() if key != "certificate"}
+        facts |= {key: value for key, value in _flatten(run) if key not in facts}
+    certificate = next((a.description.run["certificate"] for a in analyses if "certificate" in a.description.run), None)
+    if isinstance(certificate, Mapping):
+        tables.append(_certificate_table(certificate))
     if facts:
         tables.append(Table("Run", ("quantity", "value"), tuple(facts.items())))
     return tables
+
+
+def _stream_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
+    """Tabulate how the streams were made, a column each."""
+    columns: dict[str, dict[str, str]] = {}
+    for analysis in analyses:
+        for index, stream in enumerate(analysis.streams):
+            label = analysis.label if len(analysis.streams) == 1 else f"{analysis.label}, stream {index}"
+            columns[label] = {
+                "algorithm": stream.algorithm,
+                "chains": str(stream.n_chains),
+                "thermalisation (updates)": str(stream.thermalisation_updates),
+                "adaptation frozen at update": str(stream.freeze_update),
+                "seed": str(stream.seed),
+                "field type": stream.field_dtype.name,
+                "started from": stream.parent_stream or ABSENT,
+                "flow SHA-256": stream.flow_sha256[:_SHORT_FINGERPRINT] or ABSENT,
+                **{key: value for key, value in _flatten(stream.algorithm_parameters) if "sha256" not in key},
+            }
+    quantities = dict.fromkeys(key for column in columns.values() for key in column)
+    rows = tuple((key, *(column.get(key, ABSENT) for column in columns.values())) for key in quantities)
+    return Table("Streams", ("quantity", *columns), rows)
+
+
+def _certificate_table(certificate: Mapping[str, object]) -> Table:
+    """Tabulate the checks that the flow passed before it proposed."""
+    checks = certificate.get("checks", [])
+    rows = tuple(
+        (
+            str(check["name"]),
+            f"{check['value']:.2g} {check['unit']}".strip(),
+            f"{check['tolerance']:.2g}",
+            "yes" if check["passed"] else "NO",
+            str(check["detail"]),
+        )
+        for check in (checks if isinstance(checks, Sequence) else ())
+    )
+    mark = str(certificate.get("fingerprint"))[:_SHORT_FINGERPRINT]
+    note = f"Networks in {certificate.get('dtype')}; fingerprint {mark}."
+    return Table("Certificate of the flow", ("check", "value", "limit", "passed", "detail"), rows, note)
 
 
 def _flatten(mapping: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:

@@ -125,6 +125,7 @@ def run_all(
         if saved is None:
             return RunReport(stop_reason=should_stop())
         display.say(f"flow: {flow_path}, trained in {saved.training['seconds']:.0f} s")
+    adapted: dict[str, Any] = {}
     for kernel, settings in ensembles.items():
         result = sample_ensemble(
             config,
@@ -138,10 +139,13 @@ def run_all(
         )
         if not result.finished:
             return RunReport(stop_reason=result.stop_reason)
-    return _analyse(config, output, list(ensembles), display)
+        adapted[kernel] = dict(result.adaptation)
+    return _analyse(config, output, list(ensembles), adapted, display)
 
 
-def _analyse(config: RunConfig, output: Path, kernels: list[str], display: Display) -> RunReport:
+def _analyse(
+    config: RunConfig, output: Path, kernels: list[str], adapted: dict[str, Any], display: Display
+) -> RunReport:
     display.say("analysing")
     analyses = tuple(analyze(output / f"{kernel}.h5", label=kernel) for kernel in kernels)
     comparison = compare_analyses(analyses) if len(analyses) > 1 else None
@@ -150,7 +154,7 @@ def _analyse(config: RunConfig, output: Path, kernels: list[str], display: Displ
         analyses,
         comparison,
         training_history=[asdict(record) for record in _training_log(output)] or None,
-        run_info={"versions": versions(), "sampling": asdict(config.sampling)},
+        run_info={"adapted": adapted, "versions": versions(), "sampling": asdict(config.sampling)},
     )
     report = RunReport("", Path(html), analyses, comparison)
     partial = output / "analysis.json.partial"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,14 @@ def test_tables_are_rectangular_and_json_is_valid(comparison: Comparison) -> Non
     assert result["verdict"]["passed"] is True
 
 
-def test_equal_algorithms_get_distinct_labels(ensembles: Mapping[str, Path]) -> None:
-    assert compare(ensembles["hmc"], ensembles["hmc"]).labels == ("hmc 1", "hmc 2")
+def test_equal_algorithms_get_distinct_labels(ensembles: Mapping[str, Path], tmp_path: Path) -> None:
+    other = shutil.copy(ensembles["hmc"], tmp_path / "other.h5")
+    assert compare(ensembles["hmc"], other).labels == ("hmc 1", "hmc 2")
+
+
+def test_ensemble_against_itself_is_refused(ensembles: Mapping[str, Path]) -> None:
+    with pytest.raises(AnalysisError, match="same file twice"):
+        compare(ensembles["hmc"], ensembles["hmc"])
 
 
 def test_meaningless_comparisons_are_refused(

@@ -399,3 +399,17 @@ def test_negative_coupling(flowmc: Command, config: Path, tmp_path: Path) -> Non
     assert outcome.exit_code == 1
     assert "lam = -8.0" in outcome.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_unfinished_ensemble_says_so(flowmc: Command, config: Path) -> None:
+    changed = edited(config, "[sampling]", '[sampling]\nkernel = "hmc"')
+    stopped = flowmc("sample", changed, "--output", "e.h5", "--max-minutes", "0.00001")
+    assert stopped.exit_code == 0
+    # Enough blocks to be analysed: each call runs one more before the limit stops it.
+    for _ in range(5):
+        flowmc("sample", changed, "--output", "e.h5", "--resume", "--max-minutes", "0.00001")
+    outcome = flowmc("analyze", "e.h5", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    assert any("not finished: wall-time limit" in warning for warning in json.loads(outcome.stdout)["warnings"])
+    assert "not finished" in outcome.stderr
+    assert "not finished (wall-time limit" in flowmc("inspect", "e.h5").stdout
