@@ -179,6 +179,7 @@ def train(
 def certify(
     flow: Annotated[Path, typer.Argument(help="Flow file.", metavar="FLOW")],
     precision: Annotated[str, typer.Option(help="Type in which the networks run: float64 or float32.")] = "float64",
+    device: Annotated[str, typer.Option(help="Device of torch on which they run.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -186,7 +187,7 @@ def certify(
     with _errors():
         from flowmc.workflows import certify_flow
 
-        certificate = certify_flow(flow, precision=precision, seed=seed)
+        certificate = certify_flow(flow, precision=precision, device=device, seed=seed)
         if as_json:
             _print_json(certificate.to_dict())
         else:

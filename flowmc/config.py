@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,10 +117,10 @@ class SamplingConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ParameterError(got=f"{name} = {getattr(self, name)}", expected=f"{name} > 0", fix="correct it")
-        if self.step_size > self.trajectory_length:
+        if not (self.step_size <= self.trajectory_length and isfinite(self.trajectory_length)):
             raise ParameterError(
                 got=f"step_size = {self.step_size}, trajectory_length = {self.trajectory_length}",
-                expected="step_size <= trajectory_length",
+                expected="step_size <= trajectory_length, both finite",
                 fix="shorten the step or lengthen the trajectory",
             )
         if self.kernel == "hmc" and self.start == "flow" and not self.start_from:

@@ -55,8 +55,9 @@ class CostRatio:
         Ratio of the sampling seconds; below one, the ensemble is cheaper than the baseline.
     with_training
         The same with the training spread over the configurations produced.
-    upper_bound
-        Whether the numerator is an upper bound, because its ``tau_int`` is at the floor of 1/2.
+    bound
+        "≤" where the ensemble's cost is an upper bound (see `Cost.is_bound`), "≥" where the baseline's is, "?" where both
+        are, and an empty text for a plain ratio.
     break_even
         Number of independent configurations from which on training has paid off; infinite if it never does, zero
         without training.
@@ -67,7 +68,7 @@ class CostRatio:
     observable: str
     without_training: Estimate
     with_training: Estimate
-    upper_bound: bool
+    bound: str
     break_even: float
 
     def to_dict(self) -> dict[str, object]:
@@ -80,7 +81,7 @@ class CostRatio:
             "without_training_error": json_number(self.without_training.error),
             "with_training": json_number(self.with_training.value),
             "with_training_error": json_number(self.with_training.error),
-            "upper_bound": self.upper_bound,
+            "bound": self.bound,
             "break_even_independent_configurations": json_number(self.break_even),
         }
 
@@ -180,8 +181,8 @@ class Comparison:
             (
                 f"{ratio.label} / {ratio.baseline}",
                 ratio.observable,
-                _bounded(str(ratio.without_training), ratio.upper_bound),
-                _bounded(str(ratio.with_training), ratio.upper_bound),
+                f"{ratio.bound} {ratio.without_training}".strip(),
+                f"{ratio.bound} {ratio.with_training}".strip(),
                 _break_even(ratio.break_even),
             )
             for ratio in self.cost_ratios
@@ -379,7 +380,7 @@ def _cost_ratios(analyses: Sequence[EnsembleAnalysis]) -> list[CostRatio]:
                     observable=observable,
                     without_training=_ratio(*plain),
                     with_training=_ratio(*trained),
-                    upper_bound=analysis.cost.is_bound(numerator),
+                    bound=_bound(analysis.cost.is_bound(numerator), baseline.cost.is_bound(denominator)),
                     break_even=0.0 if training == 0.0 else training / gain if gain > 0.0 else math.inf,
                 )
             )
@@ -395,6 +396,10 @@ def _ratio(a: Estimate, b: Estimate) -> Estimate:
 
 def _bounded(text: str, upper_bound: bool) -> str:
     return f"≤ {text}" if upper_bound else text
+
+
+def _bound(numerator: bool, denominator: bool) -> str:
+    return {(True, False): "≤", (False, True): "≥", (True, True): "?"}.get((numerator, denominator), "")
 
 
 def _break_even(n: float) -> str:

@@ -36,6 +36,8 @@ class Cost:
         Wall time of the training of the flow that proposed; zero where no flow proposed.
     n_configurations
         Stored configurations of all chains after thermalisation.
+    thinned
+        Whether there are several updates between stored configurations.
     """
 
     sampling_seconds: float
@@ -43,6 +45,7 @@ class Cost:
     thermalisation_seconds: float
     training_seconds: float
     n_configurations: int
+    thinned: bool
 
     @property
     def seconds_per_configuration(self) -> float:
@@ -65,7 +68,7 @@ class Cost:
 
         Examples
         --------
-        >>> cost = Cost(10.0, 0.0, thermalisation_seconds=1.0, training_seconds=90.0, n_configurations=1000)
+        >>> cost = Cost(10.0, 0.0, 1.0, training_seconds=90.0, n_configurations=1000, thinned=False)
         >>> slow = Estimate(0.3, 0.01, tau_int=5.0, tau_int_error=0.5)
         >>> print(cost.per_independent(slow), cost.per_independent(slow, with_training=True))
         0.100(10) 1.00(10)
@@ -75,10 +78,9 @@ class Cost:
         by_time = 2.0 * observable.tau_int * self.sampling_seconds_error / self.n_configurations
         return Estimate(scale * observable.tau_int, math.hypot(scale * observable.tau_int_error, by_time))
 
-    @staticmethod
-    def is_bound(observable: Estimate) -> bool:
-        """Return whether ``tau_int`` is at its floor of 1/2, so that the cost is an upper bound."""
-        return observable.tau_int - 2.0 * observable.tau_int_error <= 0.5
+    def is_bound(self, observable: Estimate) -> bool:
+        """Return whether the cost is an upper bound: configurations thinned until ``tau_int`` is at its floor of 1/2."""
+        return self.thinned and observable.tau_int <= 0.5 + observable.tau_int_error
 
     def to_dict(self) -> dict[str, float | int]:
         """Give the fields for JSON, seconds."""

@@ -204,7 +204,8 @@ class EnsembleAnalysis:
             name: {
                 "without_training": json_number(self.cost.per_independent(estimate).value),
                 "with_training": json_number(self.cost.per_independent(estimate, with_training=True).value),
-                "error": json_number(self.cost.per_independent(estimate).error),
+                "without_training_error": json_number(self.cost.per_independent(estimate).error),
+                "with_training_error": json_number(self.cost.per_independent(estimate, with_training=True).error),
                 "upper_bound": self.cost.is_bound(estimate),
             }
             for name, estimate in self.scalar_observables.items()
@@ -271,6 +272,7 @@ def analyze(
             thermalisation_seconds=history.thermalisation_seconds,
             training_seconds=_training_seconds(production) if FLOW_KIND in history.kind_names else 0.0,
             n_configurations=int(production.measurements["action"].size),
+            thinned=production.updates_per_configuration > 1.0,
         ),
         warnings=(),
     )

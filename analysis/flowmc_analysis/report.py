@@ -225,7 +225,7 @@ def _certificate_table(certificate: Mapping[str, object]) -> Table:
     rows = tuple(
         (
             str(check["name"]),
-            f"{check['value']:.2g} {check['unit']}".strip(),
+            "not finite" if check["value"] is None else f"{check['value']:.2g} {check['unit']}".strip(),
             f"{check['tolerance']:.2g}",
             "yes" if check["passed"] else "NO",
             str(check["detail"]),

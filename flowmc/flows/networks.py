@@ -62,8 +62,8 @@ class SiteConvolution(torch.nn.Module):
     The weights depend on the displacement only. They are spread over a dense matrix once a call, so that a batch costs
     one matrix product: on lattices of a few hundred sites that is several times faster on a CPU than a convolution of
     the whole lattice, half of which the checkerboard discards. The matrix has (channels × V/2)² entries: beyond a
-    thousand sites or so that is the wrong trade, and it is refused where it would not fit in memory. Frozen weights
-    (no gradient asked of them) are spread once and kept.
+    thousand sites or so that is the wrong trade, and a matrix of more than 2²⁷ entries is refused. Frozen weights (no
+    gradient asked of them) are spread once and kept, one matrix for each convolution of the flow.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class SiteConvolution(torch.nn.Module):
                 fix="use fewer channels or a smaller lattice",
             )
         self._channels = (channels_in, channels_out)
-        self._spread: tuple[tuple[object, ...], Tensor] | None = None
+        self._spread: tuple[Tensor, Tensor] | None = None
         self._sites = classes.shape
         self.register_buffer("_classes", torch.tensor(classes.reshape(-1)), persistent=False)
         fan_in = channels_in * int((classes[:, 0] < n_classes).sum())
@@ -117,12 +117,11 @@ class SiteConvolution(torch.nn.Module):
         if weight.requires_grad:
             self._spread = None
             return self._spread_out()
-        # The version counts changes in place; moving or casting the module makes a new buffer or another type.
-        state = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
-        if self._spread is None or self._spread[0] != state:
-            # An ordinary tensor even inside inference mode: the certificate differentiates through it.
+        # By content: versions and addresses of a buffer miss changes that go around autograd.
+        if self._spread is None or self._spread[0].dtype != weight.dtype or not torch.equal(self._spread[0], weight):
+            # Ordinary tensors even inside inference mode: the certificate differentiates through them.
             with torch.inference_mode(False):
-                self._spread = (state, self._spread_out())
+                self._spread = (weight.detach().clone(), self._spread_out())
         return self._spread[1]
 
     def _spread_out(self) -> Tensor:

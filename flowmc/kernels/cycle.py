@@ -61,7 +61,7 @@ class Cycle:
     Raises
     ------
     ParameterError
-        If there is no member, or a kind comes twice.
+        If there is no member, a kind comes twice, or flow proposals are not last.
     """
 
     theory: Theory
@@ -72,6 +72,14 @@ class Cycle:
         if not kinds or len(set(kinds)) < len(kinds):
             raise ParameterError(
                 got=f"a cycle of {kinds}", expected="one or more kernels of different kinds", fix="merge equal kernels"
+            )
+
+        uses_log_q = any("log_q" in member.needs for member in self.members)
+        if uses_log_q and "log_q" not in self.members[-1].leaves:
+            raise ParameterError(
+                got=f"a cycle of {kinds}, whose last kernel leaves log q behind",
+                expected="flow proposals last, so that every state between cycles has the log q of its own draw",
+                fix="put the flow proposals at the end",
             )
 
     @property
@@ -115,8 +123,8 @@ class Cycle:
     ) -> tuple[HybridState, CycleUpdates]:
         """Apply every member once, at cycle number ``cycle`` of the run and ``index`` of the block."""
         updates, seconds = [], []
-        # The fields at which log q was last valid, if that is known: chains that are still there keep it.
-        known = state.field if "log_q" in self.members[-1].leaves else None
+        # The fields at which log q was last valid: chains that are still there keep it.
+        known = state.field
         for member, ready, stale in zip(self.members, prepared, self._stale(), strict=True):
             start = time.perf_counter()
             state, happened = member.run(cycle, index, self._refresh(state, stale, known), ready)

@@ -190,7 +190,9 @@ class Trajectories:
                 got=f"target_acceptance = {target_acceptance}", expected="a number between 0 and 1", fix="correct it"
             )
         n_steps = max(1, round(trajectory_length / step_size))
-        tuner = None if target_acceptance is None else StepSizeTuner(target_acceptance)
+        tuner = (
+            None if target_acceptance is None else StepSizeTuner.start(trajectory_length / n_steps, target_acceptance)
+        )
         return cls(kernel, seed, n_updates, trajectory_length, trajectory_length / n_steps, n_steps, tuner)
 
     def prepare(self, block: int, n_cycles: int, n_chains: int) -> None:
@@ -223,11 +225,15 @@ class Trajectories:
         if self.tuner is None:
             return self
         probability = np.exp(np.minimum(0.0, -np.nan_to_num(updates.delta_H, nan=np.inf, posinf=np.inf)))
-        tuner = self.tuner.update(float(probability.mean()), self.step_size)
-        # Whole steps fill the trajectory; rounding up keeps the acceptance at the target or above.
-        n_steps = min(MOST_STEPS, ceil(self.trajectory_length / tuner.step_size))
-        step_size = self.trajectory_length / n_steps
-        return replace(self, tuner=None if last else tuner, n_steps=n_steps, step_size=step_size)
+        tuner = self.tuner.update(float(probability.mean()))
+        if last:
+            # Whole steps fill the trajectory; rounding up keeps the acceptance at the target or above.
+            n_steps = min(MOST_STEPS, ceil(self.trajectory_length / tuner.result))
+            return replace(self, tuner=None, n_steps=n_steps, step_size=self.trajectory_length / n_steps)
+        # While it adapts the step size is free, and the trajectory's length only nearly right.
+        step_size = min(tuner.step_size, self.trajectory_length)
+        n_steps = min(MOST_STEPS, max(1, round(self.trajectory_length / step_size)))
+        return replace(self, tuner=tuner, n_steps=n_steps, step_size=step_size)
 
     def adaptation(self) -> Mapping[str, float]:
         """Return step size, number of steps and the tuner's numbers."""

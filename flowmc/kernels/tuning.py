@@ -1,23 +1,23 @@
-"""Step-size tuning from the scaling law of the acceptance, with a definite end.
+"""Step-size tuning by stochastic approximation, with a definite end.
 
-For a second-order integrator the mean energy violation grows like ⟨ΔH⟩ ∝ ε⁴ and the acceptance is
-P = erfc(½ ⟨ΔH⟩^½), so that erfc⁻¹(P) = c ε² with one unknown c (Gupta, Irbäck, Karsch, Petersson, Phys. Lett. B 242
-(1990) 437). Every measured acceptance gives an estimate of c; their running mean, which forgets the first ones, gives
-the step size for the target. Where the law is only approximate its fixed point still has the target acceptance.
+Robbins and Monro (Ann. Math. Stat. 22 (1951) 400): after each update the logarithm of the step size moves by
+g_k (P − target), where P is the measured acceptance probability and g_k a falling gain. P enters linearly, so that its
+noise averages out whether there is one chain or a thousand. The result is the running mean of the logarithms, which
+forgets the first ones (Polyak and Juditsky, SIAM J. Control Optim. 30 (1992) 838).
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from math import exp, log, sqrt
-
-from scipy.special import erfcinv
+from math import exp, log
 
 __all__ = ["StepSizeTuner"]
 
-# Measured acceptances of exactly 0 or 1 carry no scale; these are the most they can say.
-LOWEST, HIGHEST = 1e-3, 1 - 1e-3
-# How fast the first estimates, from chains that are not thermalised, are forgotten: the mean's weight is count^-0.6.
+# Near the usual targets the acceptance of a second-order integrator falls by 0.3 to 0.5 for each unit of the logarithm
+# of the step size: its inverse is the gain, which falls slower than 1/k to get away from a bad guess.
+GAIN, FALL = 2.5, 0.7
+# No update changes the step size by more than a factor of two.
+LARGEST_CHANGE = log(2)
 FORGETTING = 0.6
 
 
@@ -29,27 +29,42 @@ class StepSizeTuner:
     ----------
     target
         Mean acceptance probability to reach.
-    log_coefficient
-        Logarithm of the estimate of c.
+    log_step
+        Logarithm of the step size to use next.
+    log_average
+        Logarithm of the averaged step size, the result.
     count
-        Estimates so far.
+        Updates so far.
     """
 
     target: float
-    log_coefficient: float = 0.0
+    log_step: float
+    log_average: float
     count: float = 0.0
 
-    def update(self, acceptance: float, step_size: float) -> StepSizeTuner:
-        """Return the state after trajectories of this step size had this mean acceptance probability."""
+    @classmethod
+    def start(cls, step_size: float, target: float) -> StepSizeTuner:
+        """Begin at a step size."""
+        return cls(target, log(step_size), log(step_size))
+
+    def update(self, acceptance: float) -> StepSizeTuner:
+        """Return the state after trajectories of `step_size` had this mean acceptance probability."""
         count = self.count + 1
-        measured = log(float(erfcinv(min(max(acceptance, LOWEST), HIGHEST))) / step_size**2)
+        change = GAIN * count**-FALL * (acceptance - self.target)
+        log_step = self.log_step + min(max(change, -LARGEST_CHANGE), LARGEST_CHANGE)
         weight = count**-FORGETTING
-        return replace(self, log_coefficient=weight * measured + (1 - weight) * self.log_coefficient, count=count)
+        log_average = weight * log_step + (1 - weight) * self.log_average
+        return replace(self, log_step=log_step, log_average=log_average, count=count)
 
     @property
     def step_size(self) -> float:
-        """Step size for the target, dimensionless; known after the first update."""
-        return sqrt(float(erfcinv(self.target)) / exp(self.log_coefficient))
+        """Step size to use next, dimensionless."""
+        return exp(self.log_step)
+
+    @property
+    def result(self) -> float:
+        """Averaged step size, dimensionless."""
+        return exp(self.log_average)
 
     def to_dict(self) -> dict[str, float]:
         """Return the state as numbers."""

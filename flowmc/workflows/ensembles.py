@@ -23,7 +23,7 @@ from flowmc.proposals import Proposal, certify
 from flowmc.sampling import SamplingResult, sample
 from flowmc.seeds import fold, numpy_generator
 from flowmc.theories import Theory
-from flowmc.workflows.flows import check_theory, check_writable, exists_already, for_production
+from flowmc.workflows.flows import check_device, check_theory, check_writable, exists_already, for_production
 from flowmc_ensembles import Ensemble, EnsembleDescription, EnsembleWriter, StreamDescription
 
 __all__ = ["check_resumable", "sample_ensemble", "versions"]
@@ -256,11 +256,19 @@ def check_resumable(config: RunConfig, settings: SamplingConfig, output: Path, b
     Raises
     ------
     FlowmcError, EnsembleError
-        If the target cannot be written, holds another theory, or ``start_from`` cannot be started from.
+        If the target cannot be written, holds another theory or (where no flow is needed to tell) another run, the
+        device is not there, or ``start_from`` cannot be started from.
     """
     check_writable(output)
+    if settings.needs_flow:
+        check_device(settings.device)
     if output.exists():
-        _check_theory(Ensemble(output), config.theory, str(output))
+        found = Ensemble(output)
+        _check_theory(found, config.theory, str(output))
+        if not settings.needs_flow:
+            seed = _run_seed(settings)
+            cycle = _build_cycle(config.theory, settings, None, seed)
+            _check_same_run(found, config.theory, _describe_stream(cycle, settings, seed))
     elif settings.start_from:
         _last_state(base / settings.start_from, config.theory, settings.chains, _run_seed(settings))
 

@@ -29,6 +29,7 @@ from flowmc.training import TrainingFiles, train
 
 __all__ = [
     "certify_flow",
+    "check_device",
     "check_theory",
     "check_writable",
     "exists_already",
@@ -181,9 +182,21 @@ def to_device(flow: Flow, device: str) -> Flow:
     ParameterError
         If torch does not know the device, or the machine does not have it.
     """
+    check_device(device)
+    return flow.to(torch.device(device))
+
+
+def check_device(device: str) -> None:
+    """Check that torch can compute and draw on a device.
+
+    Raises
+    ------
+    ParameterError
+        If torch does not know the device, or the machine does not have it.
+    """
     try:
-        return flow.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
+        torch.randn(1, generator=torch.Generator(device=device), device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ParameterError(
             got=f"device = {device!r}: {str(error).splitlines()[0]}",
             expected='a device of this machine and this build of torch, for example "cpu"',
@@ -191,7 +204,7 @@ def to_device(flow: Flow, device: str) -> Flow:
         ) from error
 
 
-def for_production(flow: Flow, precision: str, device: str = "cpu") -> FlowProposal:
+def for_production(flow: Flow, precision: str, device: str) -> FlowProposal:
     """Return a flow as a proposal whose networks run in "float32" or "float64" on a device.
 
     Raises
@@ -207,7 +220,7 @@ def for_production(flow: Flow, precision: str, device: str = "cpu") -> FlowPropo
     return as_proposal(to_device(flow, device).to(dtypes[precision]))
 
 
-def certify_flow(path: Path, *, precision: str, seed: int) -> Certificate:
+def certify_flow(path: Path, *, precision: str, device: str, seed: int) -> Certificate:
     """Read a flow file and measure its certificate in the precision of production.
 
     Raises
@@ -216,4 +229,4 @@ def certify_flow(path: Path, *, precision: str, seed: int) -> Certificate:
         If the file cannot be read.
     """
     flow, _ = load_flow(path)
-    return certify(for_production(flow, precision), seed)
+    return certify(for_production(flow, precision, device), seed)

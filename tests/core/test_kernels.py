@@ -305,15 +305,24 @@ class TestTuner:
         finished = adapted.adapted(happened, last=True)
         assert cycle.restored(finished.adaptation()) == finished
 
-    def test_scaling_law_is_inverted(self) -> None:
-        tuner = StepSizeTuner(0.8)
-        for step_size in (0.05, 0.1, 0.3):
-            tuner = tuner.update(float(erfc(7.0 * step_size**2)), step_size)
-        assert float(erfc(7.0 * tuner.step_size**2)) == pytest.approx(0.8, abs=1e-9)
+    @pytest.mark.parametrize("chains", [1, 2, 32])
+    def test_noise_of_few_chains_does_not_bias_it(self, chains: int, rng: np.random.Generator) -> None:
+        # ΔH is Gaussian with variance twice its mean, the mean grows like the fourth power of the step.
+        coefficient, target = 40.0, 0.85
+        results = []
+        for _ in range(60):
+            tuner = StepSizeTuner.start(0.05, target)
+            for _ in range(150):
+                mean = coefficient * tuner.step_size**4
+                delta_h = rng.normal(mean, np.sqrt(2 * mean), chains)
+                tuner = tuner.update(float(np.exp(np.minimum(0, -delta_h)).mean()))
+            results.append(float(erfc(0.5 * np.sqrt(coefficient) * tuner.result**2)))
+        assert abs(np.mean(results) - target) < 0.02 + 4 * np.std(results) / np.sqrt(len(results))
+        assert min(results) > target - 0.25
 
-    def test_acceptance_of_nought_or_one_moves_the_step_and_stays_finite(self) -> None:
-        assert 0 < StepSizeTuner(0.8).update(0.0, 0.1).step_size < 0.1
-        assert 0.1 < StepSizeTuner(0.8).update(1.0, 0.1).step_size < 10
+    def test_bad_guesses_are_left_at_a_bounded_rate(self) -> None:
+        tuner = StepSizeTuner.start(0.1, 0.8)
+        assert 0.05 <= tuner.update(0.0).step_size < 0.1 < tuner.update(1.0).step_size <= 0.2
 
 
 @pytest.mark.parametrize(

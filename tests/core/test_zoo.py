@@ -6,6 +6,7 @@ The right kernel of the same construction passes the same test; the mutants diff
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,6 +192,26 @@ def test_certificate_refuses(disease: str) -> None:
     with pytest.raises(CertificateError) as caught:
         certificate.require()
     assert caught.value.got
+
+
+class HalfLine(GaussianProposal):
+    """An exact density of narrow support: only fields whose first site is positive."""
+
+    @property
+    def metadata(self) -> ProposalMetadata:
+        return replace(super().metadata, full_support=False)
+
+    def sample(self, seed: int, n: int) -> tuple[Array, Array]:
+        field, _ = super().sample(seed, n)
+        field[:, 0, 0] = np.abs(field[:, 0, 0])
+        return field, self.log_prob(field)
+
+    def log_prob(self, field: Array) -> Array:
+        return np.where(field[:, 0, 0] > 0, super().log_prob(field) + np.log(2), -np.inf)
+
+
+def test_certificate_passes_an_exact_flow_of_narrow_support() -> None:
+    certify(HalfLine((2, 2), 0.5), 1, n_finite=2000, n_compare=64).require()
 
 
 def test_certificate_passes_the_healthy_one() -> None:

@@ -246,6 +246,17 @@ class TestTrainAndCertify:
         assert outcome.exit_code == 1
         assert "NaN" in outcome.stderr
 
+    def test_broken_flow_fails_with_json(self, finished: Path, tmp_path: Path, flowmc: Command) -> None:
+        flow, saved = load_flow(finished / "out" / "flow.safetensors")
+        with torch.no_grad():
+            for parameter in flow.parameters():
+                parameter.mul_(1e3)
+        save_flow(tmp_path / "broken.safetensors", flow, saved.theory, {})
+        outcome = flowmc("certify", "broken.safetensors", "--json")
+        assert outcome.exit_code == 1
+        assert not json.loads(outcome.stdout)["passed"]
+        assert "CertificateError" in outcome.stderr
+
     def test_missing_flow(self, flowmc: Command) -> None:
         outcome = flowmc("certify", "none.safetensors")
         assert outcome.exit_code == 1
