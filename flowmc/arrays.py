@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flowmc.errors import LatticeMismatchError, NonFiniteError, PrecisionError
 
-__all__ = ["Array", "batch_axes", "check_field", "check_finite", "float64", "namespace", "require_x64"]
+__all__ = ["Array", "batch_axes", "check_field", "check_finite", "namespace", "require_x64"]
 
 Array: TypeAlias = Any
 """An array of NumPy, torch or JAX: the array API has no common static type yet."""
@@ -31,12 +31,6 @@ def namespace(field: Array) -> Any:
 def batch_axes(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the axes of the lattice in a batch ``(n, *shape)``, counted from the end."""
     return tuple(range(-len(shape), 0))
-
-
-def float64(array: Array) -> Array:
-    """Return the array in double precision, in its own library and on its own device."""
-    xp = namespace(array)
-    return array if array.dtype == xp.float64 else xp.astype(array, xp.float64)
 
 
 def require_x64() -> None:

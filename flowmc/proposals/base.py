@@ -66,9 +66,6 @@ class TransportProposal(Proposal, Protocol):
     def base_sample(self, seed: int, n: int) -> NDArray[np.floating[Any]]:
         """Draw ``n`` points of the base density, (n, *event_shape)."""
 
-    def base_log_prob(self, latent: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Return the log density of base points, (n,) float64."""
-
     def forward(self, latent: NDArray[np.floating[Any]]) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
         """Map base points to fields, with log|det ∂φ/∂z|, (n,) float64."""
 

@@ -87,12 +87,6 @@ class TransportFlowProposal(FlowProposal):
             )
         return draws
 
-    def base_log_prob(self, latent: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Return the log density of base points."""
-        with torch.inference_mode():
-            log_r: NDArray[np.float64] = self._flow.base.log_prob(self._tensor(latent)).cpu().numpy()
-        return log_r
-
     def forward(self, latent: NDArray[np.floating[Any]]) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
         """Map base points to fields, with log|det ∂φ/∂z|."""
         with torch.inference_mode():

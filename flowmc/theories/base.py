@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -46,10 +45,6 @@ class FieldSpace(abc.ABC):
         """Move a batch of fields along their momenta by a fictitious time ``step``."""
 
     @abc.abstractmethod
-    def distance(self, one: Array, other: Array) -> Array:
-        """Return the Euclidean (geodesic) distance of two batches of fields, shape (n,)."""
-
-    @abc.abstractmethod
     def start(self, generator: np.random.Generator, n: int, shape: tuple[int, ...], kind: str) -> NDArray[np.float64]:
         """Return ``n`` starting fields, (n, *shape): ``kind`` is "cold" (ordered) or "hot" (disordered)."""
 
@@ -72,12 +67,6 @@ class RealSpace(FieldSpace):
     def drift(self, field: Array, momentum: Array, step: Array) -> Array:
         """Return φ + ε π."""
         return field + step * momentum
-
-    def distance(self, one: Array, other: Array) -> Array:
-        """Return the Euclidean distance, shape (n,)."""
-        xp = namespace(one)
-        difference = one - other
-        return xp.sqrt(xp.sum(difference * difference, axis=batch_axes(one.shape[1:]), dtype=xp.float64))
 
     def start(self, generator: np.random.Generator, n: int, shape: tuple[int, ...], kind: str) -> NDArray[np.float64]:
         """Return zero fields ("cold") or standard normal ones ("hot"), (n, *shape)."""
@@ -183,8 +172,3 @@ class Theory(abc.ABC):
         """Return the theory as plain data: ``name``, ``shape`` and the couplings; `from_description` inverts it."""
         couplings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {"name": self.name, **couplings, "shape": list(self.shape)}
-
-    @classmethod
-    def from_couplings(cls, couplings: Mapping[str, Any]) -> Theory:
-        """Build the theory from its description without the name."""
-        return cls(**couplings)

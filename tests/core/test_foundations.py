@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flowmc import errors, seeds
-from flowmc.arrays import check_finite, float64
+from flowmc.arrays import check_finite
 from flowmc.errors import FlowmcError, NonFiniteError, ParameterError
 from flowmc.lattice import checked_shape, checkerboard, momentum_squared
 from flowmc.stopping import Stopper
@@ -75,12 +75,6 @@ def test_check_finite_counts() -> None:
     check_finite(np.zeros(3), "action", "none needed")
     with pytest.raises(NonFiniteError, match="2 of 4"):
         check_finite(np.array([0, np.nan, np.inf, 1]), "action", "look")
-
-
-def test_float64_keeps_the_library() -> None:
-    for array in (np.ones(2, np.float32), torch.ones(2), jax.numpy.ones(2, dtype="float32")):
-        assert str(float64(array).dtype).endswith("float64")
-        assert type(float64(array)) is type(array)
 
 
 class TestStopper:
