@@ -165,7 +165,14 @@ def train(
         from flowmc.workflows import train_flow
 
         with Stopper(max_minutes) as stopper:
-            saved = train_flow(read_run(config), output, resume=resume, should_stop=stopper, display=TerminalDisplay())
+            saved = train_flow(
+                read_run(config),
+                output,
+                resume=resume,
+                should_stop=stopper,
+                display=TerminalDisplay(),
+                base=config.parent,
+            )
             reason = "" if saved else stopper()
         if saved is None:
             _stop(stopper, reason, output)
@@ -293,9 +300,9 @@ def inspect(
 
 
 def _tables(analysis: EnsembleAnalysis) -> tuple[Table, ...]:
-    from flowmc_analysis.tables import monitor_table, observable_table, sampler_table, tau_table
+    from flowmc_analysis.tables import analysis_tables
 
-    return tuple(build([analysis]) for build in (observable_table, tau_table, sampler_table, monitor_table))
+    return analysis_tables([analysis])
 
 
 def _print_tables(tables: Iterable[Table]) -> None:

@@ -27,8 +27,10 @@ from flowmc.training import TrainingConfig
 
 __all__ = ["KERNELS", "BaselineConfig", "EnsembleConfig", "RunConfig", "SamplingConfig", "parse_run", "read_run"]
 
-KERNELS = ("hybrid", "flow", "hmc")
-"""What a chain may be made of: HMC and flow proposals in turn, flow proposals alone, HMC alone."""
+KERNELS = ("hmc", "heat_bath", "metropolis", "wolff", "swendsen_wang", "blocks", "flow")
+"""What a cycle may be made of; several are joined by "+", flow proposals last."""
+HYBRIDS = {"real": "hmc+flow", "spin": "heat_bath+flow"}
+"""What the kernel "hybrid" stands for, by the space of the field."""
 STARTS = ("auto", "cold", "hot", "flow")
 PRECISIONS = ("float64", "float32")
 SECTIONS = ("theory", "flow", "training", "sampling", "baseline", "ensemble")
@@ -41,7 +43,8 @@ class SamplingConfig:
     Parameters
     ----------
     kernel
-        "hybrid" (a fixed cycle of HMC trajectories and flow proposals), "flow" or "hmc".
+        A name of `KERNELS`, or several joined by "+" for a fixed cycle of them, for example "hmc+flow"; "hybrid" stands
+        for "hmc+flow" or, for spins, "heat_bath+flow".
     seed
         Seed of the run.
     chains
@@ -60,6 +63,14 @@ class SamplingConfig:
         HMC trajectories in a cycle.
     flow_proposals
         Flow proposals in a cycle.
+    sweeps
+        Sweeps over the lattice in a cycle, of "heat_bath" and "metropolis".
+    cluster_updates
+        Clusters ("wolff") or sweeps ("swendsen_wang") in a cycle.
+    block_moves
+        Updates of all blocks in a cycle, of "blocks".
+    block_side
+        Side of those blocks, in lattice units; 0 stands for the largest that the flow has.
     integrator
         "minimum_norm" or "leapfrog".
     trajectory_length
@@ -90,6 +101,10 @@ class SamplingConfig:
     save_every: int = 1
     hmc_trajectories: int = 1
     flow_proposals: int = 4
+    sweeps: int = 1
+    cluster_updates: int = 1
+    block_moves: int = 1
+    block_side: int = 0
     integrator: str = "minimum_norm"
     trajectory_length: float = 1.0
     step_size: float = 0.1
@@ -101,7 +116,8 @@ class SamplingConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        choices = {"kernel": KERNELS, "start": STARTS, "precision": PRECISIONS, "integrator": tuple(INTEGRATORS)}
+        _check_kernel(self.kernel)
+        choices = {"start": STARTS, "precision": PRECISIONS, "integrator": tuple(INTEGRATORS)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ParameterError(
@@ -113,8 +129,8 @@ class SamplingConfig:
                 expected="a number between 0 and 1",
                 fix="correct it",
             )
-        positive = ["hmc_trajectories", "flow_proposals", "trajectory_length", "step_size", "threads"]
-        for name in positive:
+        numbers = ["hmc_trajectories", "flow_proposals", "sweeps", "cluster_updates", "block_moves"]
+        for name in [*numbers, "trajectory_length", "step_size", "threads"]:
             if not getattr(self, name) > 0:
                 raise ParameterError(got=f"{name} = {getattr(self, name)}", expected=f"{name} > 0", fix="correct it")
         if not (self.step_size <= self.trajectory_length and isfinite(self.trajectory_length)):
@@ -123,9 +139,11 @@ class SamplingConfig:
                 expected="step_size <= trajectory_length, both finite",
                 fix="shorten the step or lengthen the trajectory",
             )
-        if self.kernel == "hmc" and self.start == "flow" and not self.start_from:
+        if not self.needs_flow and self.start == "flow" and not self.start_from:
             raise ParameterError(
-                got='kernel = "hmc" with start = "flow"', expected="a flow to draw from", fix='take start = "hot"'
+                got=f'kernel = "{self.kernel}" with start = "flow"',
+                expected="a flow to draw from",
+                fix='take start = "hot"',
             )
         # Refused here rather than when the sampling starts, which may be after a long training.
         _ = self.plan
@@ -137,7 +155,7 @@ class SamplingConfig:
             chains=self.chains,
             cycles=self.cycles,
             thermalisation=self.thermalisation,
-            tuning=0 if self.kernel == "flow" else self.tuning,
+            tuning=self.tuning if {"hmc", "hybrid"} & set(self.kernel.split("+")) else 0,
             cycles_per_block=self.cycles_per_block,
             save_every=self.save_every,
         )
@@ -145,7 +163,11 @@ class SamplingConfig:
     @property
     def needs_flow(self) -> bool:
         """Whether the kernel proposes with a flow."""
-        return self.kernel != "hmc"
+        return bool({"flow", "blocks", "hybrid"} & set(self.kernel.split("+")))
+
+    def kernels_for(self, theory: Theory) -> tuple[str, ...]:
+        """Return the names of the cycle's kernels, in order."""
+        return tuple((HYBRIDS[theory.space.name] if self.kernel == "hybrid" else self.kernel).split("+"))
 
 
 @dataclass(frozen=True)
@@ -156,7 +178,9 @@ class BaselineConfig:
     ----------
     kernels
         Kernels of the baseline ensembles; that of the main ensemble is passed over.
-    cycles, thermalisation, cycles_per_block, save_every, hmc_trajectories, flow_proposals
+    cycles, thermalisation, cycles_per_block, save_every
+        As in ``[sampling]``; those left out are taken from there.
+    hmc_trajectories, flow_proposals, sweeps, cluster_updates, block_moves
         As in ``[sampling]``; those left out are taken from there.
     """
 
@@ -167,18 +191,30 @@ class BaselineConfig:
     save_every: int | None = None
     hmc_trajectories: int | None = None
     flow_proposals: int | None = None
+    sweeps: int | None = None
+    cluster_updates: int | None = None
+    block_moves: int | None = None
 
     def __post_init__(self) -> None:
-        if not set(self.kernels) <= set(KERNELS):
-            raise ParameterError(
-                got=f"kernels = {list(self.kernels)}", expected=f"some of {list(KERNELS)}", fix="correct `kernels`"
-            )
+        for kernel in self.kernels:
+            _check_kernel(kernel)
 
     def sampling(self, kernel: str, main: SamplingConfig) -> SamplingConfig:
         """Return the settings of the baseline with this kernel."""
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "kernels"}
         given = {name: value for name, value in own.items() if value is not None}
         return replace(main, kernel=kernel, start="auto", start_from="", **given)
+
+
+def _check_kernel(kernel: str) -> None:
+    parts = kernel.split("+")
+    known = kernel == "hybrid" or (set(parts) <= set(KERNELS) and len(set(parts)) == len(parts))
+    if not known or "flow" in parts[:-1]:
+        raise ParameterError(
+            got=f"kernel = {kernel!r}",
+            expected=f'"hybrid", one of {list(KERNELS)}, or different ones of them joined by "+", "flow" last',
+            fix="correct it",
+        )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmc.arrays import Array, namespace
 from flowmc.errors import ParameterError
 
-__all__ = ["checked_shape", "checkerboard", "momentum_squared", "volume"]
+__all__ = ["checked_shape", "checkerboard", "momentum_squared", "neighbour_sum", "volume"]
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -69,4 +70,13 @@ def momentum_squared(shape: Sequence[int]) -> NDArray[np.float64]:
     for axis, extent in enumerate(shape):
         along = 4 * np.sin(np.pi * np.arange(extent) / extent) ** 2
         total += along.reshape([-1 if direction == axis else 1 for direction in range(len(shape))])
+    return total
+
+
+def neighbour_sum(field: Array, dimensions: int) -> Array:
+    """Return Σ_μ [φ(x+μ) + φ(x−μ)] over the last ``dimensions`` axes of a field, same shape and type."""
+    xp = namespace(field)
+    total = xp.zeros_like(field)
+    for axis in range(-dimensions, 0):
+        total = total + xp.roll(field, -1, axis=axis) + xp.roll(field, 1, axis=axis)
     return total

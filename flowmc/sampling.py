@@ -24,7 +24,7 @@ from flowmc.kernels import Cycle, CycleUpdates, HybridState, Updates
 
 __all__ = ["BlockReport", "MemoryStore", "Observer", "SamplingPlan", "SamplingResult", "Store", "sample"]
 
-Observer = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Observer = Callable[[NDArray[Any]], NDArray[np.float64]]
 """Measures fields (chains, *field_shape) during the run: (chains, ...) float64."""
 
 
@@ -161,9 +161,8 @@ def sample(
     cycle: Cycle,
     plan: SamplingPlan,
     store: Store,
-    start: Callable[[], NDArray[np.float64]],
+    start: Callable[[], NDArray[Any]],
     *,
-    field_name: str = "phi",
     observers: Mapping[str, Observer] | None = None,
     should_stop: Callable[[], str] = lambda: "",
     on_block: Callable[[BlockReport], None] = lambda _: None,
@@ -181,8 +180,6 @@ def sample(
         Receives each block; a store with a checkpoint is resumed from there.
     start
         Returns the starting fields, (chains, *field_shape); called only when there is no checkpoint.
-    field_name
-        Name of the field's table among the configurations.
     observers
         Measured on each stored configuration, in float64.
     should_stop
@@ -209,7 +206,7 @@ def sample(
         state, done, cycle = _restore(cycle, saved)
     reason = ""
     for block in range(done // plan.cycles_per_block, plan.n_blocks):
-        state, cycle = _run_block(cycle, plan, store, block, state, field_name, observers or {}, on_block)
+        state, cycle = _run_block(cycle, plan, store, block, state, observers or {}, on_block)
         done = (block + 1) * plan.cycles_per_block
         if block + 1 < plan.n_blocks and (reason := should_stop()):
             break
@@ -236,7 +233,6 @@ def _run_block(
     store: Store,
     block: int,
     state: HybridState,
-    field_name: str,
     observers: Mapping[str, Observer],
     on_block: Callable[[BlockReport], None],
 ) -> tuple[HybridState, Cycle]:
@@ -258,13 +254,13 @@ def _run_block(
     )
     store.append(
         trajectory=np.array([number * cycle.n_updates for number, _ in saved], dtype=np.int64),
-        configurations=_configurations(saved, state, field_name),
+        configurations=_configurations(saved, state, cycle.theory.space.field_name),
         history=_history(cycle, happened, prepare_seconds, first),
         observables=_observe(saved, state, observers),
         checkpoint=_checkpoint(cycle, state, first + plan.cycles_per_block),
     )
     acceptance = {
-        kind: float(np.mean([updates.updates[i].accepted.mean() for updates in happened]))
+        kind: float(np.mean([updates.updates[i].acceptance.mean() for updates in happened]))
         for i, kind in enumerate(cycle.kinds)
     }
     on_block(BlockReport(first + plan.cycles_per_block, plan.total_cycles, acceptance, cycle.adaptation()))

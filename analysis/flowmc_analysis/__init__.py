@@ -10,9 +10,22 @@ from __future__ import annotations
 
 from flowmc_analysis.errors import AnalysisError, NonFiniteError, SampleShapeError, TooFewSamplesError, ZeroWeightError
 from flowmc_analysis.estimate import Estimate, format_value_error
-from flowmc_analysis.free_energy import log_partition_function, log_partition_function_reverse
+from flowmc_analysis.free_energy import (
+    log_partition_function,
+    log_partition_function_reverse,
+    log_partition_function_variational,
+)
 from flowmc_analysis.gamma import GammaResult, gamma_method, gamma_method_derived, gamma_method_vector
-from flowmc_analysis.observables import OBSERVABLES, PRIMARIES, Configurations, estimate_observables, measure
+from flowmc_analysis.importance import importance_entropy, importance_mean
+from flowmc_analysis.observable_sets import OBSERVABLE_SETS, observable_set
+from flowmc_analysis.observables import (
+    Configurations,
+    Observable,
+    ObservableContext,
+    ObservableSet,
+    estimate_observables,
+    measure,
+)
 from flowmc_analysis.weights import (
     acceptance_independence,
     ess_forward,
@@ -25,13 +38,15 @@ from flowmc_analysis.weights import (
 from flowmc_analysis.zscores import Verdict, ZScore, compare_estimates, family_p_value, judge, z_score
 
 __all__ = [
-    "OBSERVABLES",
-    "PRIMARIES",
+    "OBSERVABLE_SETS",
     "AnalysisError",
     "Configurations",
     "Estimate",
     "GammaResult",
     "NonFiniteError",
+    "Observable",
+    "ObservableContext",
+    "ObservableSet",
     "SampleShapeError",
     "TooFewSamplesError",
     "Verdict",
@@ -47,11 +62,15 @@ __all__ = [
     "gamma_method",
     "gamma_method_derived",
     "gamma_method_vector",
+    "importance_entropy",
+    "importance_mean",
     "judge",
     "log_mean_exp",
     "log_partition_function",
     "log_partition_function_reverse",
+    "log_partition_function_variational",
     "measure",
+    "observable_set",
     "pareto_k",
     "tau_int_independence",
     "tau_int_independence_observable",

@@ -146,20 +146,26 @@ def chain_diagnostics(analysis: EnsembleAnalysis) -> tuple[ChainDiagnostic, ...]
 
     Returns
     -------
-    One entry for each observable that is a plain average; none where chains have fewer than four draws.
+    One entry for each observable that is a plain average; none where chains have fewer than four draws. An observable
+    that never changed (frozen spins) has NaN for everything.
     """
     if analysis.n_configurations < _MINIMAL_DRAWS:
         return ()
     arviz = _import_arviz()
     diagnostics = []
     for name, values in analysis.series.items():
+        if np.ptp(values) == 0.0:
+            diagnostics.append(ChainDiagnostic(name, math.nan, math.nan, math.nan, math.nan))
+            continue
         bulk = float(arviz.ess(values, method="bulk"))
         # The quantiles are the default of 0.23; 1.x has none.
         tail = float(arviz.ess(values, method="tail", prob=(0.05, 0.95)))
+        with np.errstate(all="ignore"):  # an observable of two values may be constant once it is folded at its median
+            r_hat = float(arviz.rhat(values)) if values.shape[0] > 1 else math.nan
         diagnostics.append(
             ChainDiagnostic(
                 name=name,
-                r_hat=float(arviz.rhat(values)) if values.shape[0] > 1 else math.nan,
+                r_hat=r_hat,
                 ess_bulk=bulk,
                 ess_tail=tail,
                 tau_int_bulk=values.size / (2.0 * bulk),
@@ -174,7 +180,7 @@ def _sample_stats(production: Production) -> dict[str, npt.NDArray[Any]]:
     draw = np.searchsorted(production.trajectory, history.update, side="left")
     stats: dict[str, npt.NDArray[Any]] = {
         "lp": -production.measurements["action"],
-        "acceptance_rate": _mean_per_draw(history.accepted.astype(np.float64), draw, production.trajectory.size),
+        "acceptance_rate": _mean_per_draw(history.acceptance, draw, production.trajectory.size),
     }
     if HMC_KIND in history.kind_names:
         stats |= _energy_stats(history, draw, production.trajectory.size)

@@ -2,7 +2,8 @@ r"""Comparing ensembles of one theory: whether they agree, and what each costs.
 
 For every observable and every pair of ensembles :math:`z = (a - b)/\sqrt{\sigma_a^2 + \sigma_b^2}`; all z-scores
 together are judged as one family (Šidák), so that the number of observables does not matter. Observables that are
-undefined at the measured means (an effective mass in the noise) cannot be compared, and the strongly non-linear ones
+undefined at the measured means (an effective mass in the noise) cannot be compared, nor can those that had one and the
+same value on every configuration of both (frozen spins); the strongly non-linear ones
 are judged only where their relative error is small enough for linear propagation; both are shown all the same.
 
 Cost is counted in seconds per independent configuration, see `flowmc_analysis.cost`. The last ensemble is the baseline.
@@ -25,12 +26,10 @@ from flowmc_analysis.monitors import FAMILY_LEVEL
 from flowmc_analysis.tables import (
     ABSENT,
     Table,
+    analysis_tables,
     format_number,
     format_seconds,
-    monitor_table,
     observable_table,
-    sampler_table,
-    tau_table,
 )
 from flowmc_analysis.zscores import Verdict, ZScore, compare_estimates, judge
 
@@ -123,14 +122,8 @@ class Comparison:
 
     def tables(self) -> tuple[Table, ...]:
         """Give everything as tables of text: observables, z-scores, autocorrelation, samplers, monitors, cost."""
-        return (
-            self.observable_table(),
-            tau_table(self.analyses),
-            sampler_table(self.analyses),
-            monitor_table(self.analyses),
-            self.cost_table(),
-            self.ratio_table(),
-        )
+        _, *others = analysis_tables(self.analyses)
+        return (self.observable_table(), *others, self.cost_table(), self.ratio_table())
 
     def observable_table(self) -> Table:
         """Tabulate the observables with the z-scores of every pair."""
@@ -306,6 +299,8 @@ def compare_analyses(analyses: Sequence[EnsembleAnalysis], *, level: float = FAM
             other = b.observables.get(name)
             if other is None or not (math.isfinite(estimate.value) and math.isfinite(other.value)):
                 continue
+            if _frozen(estimate) and _frozen(other) and estimate.value == other.value:
+                continue
             score = compare_estimates(name, estimate, other)
             row.append(score)
             if _linear(name, estimate) and _linear(name, other):
@@ -348,6 +343,11 @@ def _with_distinct_labels(analyses: Sequence[EnsembleAnalysis]) -> list[Ensemble
         number = labels[: i + 1].count(label)
         numbered.append(replace(analysis, label=f"{label} {number}") if labels.count(label) > 1 else analysis)
     return numbered
+
+
+def _frozen(estimate: Estimate) -> bool:
+    """Whether the observable had one value throughout: spins deep in the ordered phase, or a chain that never moved."""
+    return math.isinf(estimate.tau_int)
 
 
 def _linear(name: str, estimate: Estimate) -> bool:

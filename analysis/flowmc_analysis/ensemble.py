@@ -1,8 +1,8 @@
 r"""The analysis of an ensemble: everything `flowmc analyze` prints, from one file.
 
 Rows up to ``thermalisation_updates`` are dropped, configurations and history alike. Observables are measured on the
-stored configurations of every chain; errors and autocorrelation times come from the Γ-method, the chains being
-replicas.
+stored configurations of every chain, those that belong to the field (`flowmc_analysis.observable_sets`); errors and
+autocorrelation times come from the Γ-method, the chains being replicas.
 
 Units of autocorrelation times: ``tau_int`` counts *stored configurations* and has the convention in which white noise
 is 1/2. ``tau_int_updates`` is the same in updates (HMC trajectories and flow proposals of the cycle, one by one):
@@ -24,21 +24,23 @@ import numpy.typing as npt
 from flowmc_analysis.cost import Cost
 from flowmc_analysis.errors import TooFewSamplesError
 from flowmc_analysis.estimate import Estimate
+from flowmc_analysis.exact_values import exact_values
 from flowmc_analysis.gamma import GammaResult, gamma_method
 from flowmc_analysis.history import FLOW_KIND, HMC_KIND, History
 from flowmc_analysis.jsonable import json_number
 from flowmc_analysis.monitors import (
+    IDENTITIES,
     Monitor,
     judge_monitors,
     monitor_energy_error,
+    monitor_identity,
     monitor_mode_drop,
-    monitor_schwinger_dyson,
     monitor_weight_ratio,
 )
 from flowmc_analysis.observables import estimate_observables
-from flowmc_analysis.production import VIRIAL, Production, read_production
+from flowmc_analysis.production import Production, read_production
 from flowmc_analysis.weight_analysis import WeightAnalysis, analyze_weights
-from flowmc_analysis.zscores import Verdict
+from flowmc_analysis.zscores import Verdict, ZScore, z_score
 
 if TYPE_CHECKING:
     from flowmc_ensembles.descriptions import EnsembleDescription, StreamDescription
@@ -50,6 +52,15 @@ Array = npt.NDArray[np.float64]
 TAU_INT_CONVENTION = "white noise = 0.5; tau_int in stored configurations, tau_int_updates in updates"
 
 _TWO_POINT = "two_point_zero_momentum"
+_WEIGHT_ESTIMATES = (
+    "ln_z",
+    "ln_z_reverse",
+    "ln_z_variational",
+    "action_importance",
+    "energy_importance",
+    "entropy_per_site",
+    "free_energy_per_site",
+)
 _MODE_DROP_Z = 3.09  # one-sided 1e-3
 _FORWARD_BELOW_REVERSE = 0.5
 _TAU_ERRORS = 3.0
@@ -88,6 +99,8 @@ class EnsembleAnalysis:
         Identities with known expectation, measured.
     verdict
         The monitors judged as a family; None where there are none.
+    exact
+        Measurements against exactly known values, where the theory has any: for information, they are not judged.
     cost
         Wall time.
     warnings
@@ -107,6 +120,7 @@ class EnsembleAnalysis:
     weights: WeightAnalysis | None
     monitors: tuple[Monitor, ...]
     verdict: Verdict | None
+    exact: tuple[ZScore, ...]
     cost: Cost
     warnings: tuple[str, ...]
 
@@ -144,7 +158,7 @@ class EnsembleAnalysis:
 
     @property
     def slowest(self) -> str:
-        """Name of the scalar observable with the longest autocorrelation time."""
+        """Name of the scalar observable with the longest autocorrelation time; constant ones come last."""
         return max(self.scalar_observables, key=lambda name: _sortable(self.observables[name].tau_int))
 
     @property
@@ -158,9 +172,10 @@ class EnsembleAnalysis:
         Returns
         -------
         ``acceptance`` is one number, see the property of that name; ``acceptance_by_kind`` has all of them. The entries
-        on weights and ln Z are ``None`` for a run without flow proposals.
+        on weights and ln Z are ``None`` for a run without flow proposals, and those per site where there is no ``beta``.
         """
         weights = self.weights
+        estimates = weights.estimates if weights else {}
         return {
             "label": self.label,
             "theory": self.description.theory,
@@ -179,14 +194,14 @@ class EnsembleAnalysis:
             "ess_reverse": json_number(weights.ess_reverse) if weights else None,
             "ess_forward": json_number(weights.ess_forward) if weights else None,
             "pareto_k": json_number(weights.pareto_k) if weights else None,
-            "ln_z": weights.ln_z.to_dict() if weights else None,
-            "ln_z_reverse": weights.ln_z_reverse.to_dict() if weights else None,
+            **{name: estimates[name].to_dict() if name in estimates else None for name in _WEIGHT_ESTIMATES},
             "tau_int_independence_updates": json_number(weights.tau_int_independence) if weights else None,
             "n_nonfinite_proposals": weights.n_nonfinite if weights else None,
             "n_offsupport_states": weights.n_offsupport if weights else None,
             "mode_drop_alarm": self.mode_drop_alarm,
             "monitors": [monitor.to_dict() for monitor in self.monitors],
             "monitors_verdict": verdict_dict(self.verdict),
+            "exact": {score.name: _exact_dict(score) for score in self.exact},
             "cost": self._cost_dict(),
             "warnings": list(self.warnings),
         }
@@ -217,7 +232,7 @@ class EnsembleAnalysis:
 def analyze(
     path: str | PathLike[str], s: float = 2.0, *, label: str = "", streams: Sequence[int] | None = None
 ) -> EnsembleAnalysis:
-    """Analyse an ensemble of a real scalar field.
+    """Analyse an ensemble.
 
     Parameters
     ----------
@@ -239,18 +254,18 @@ def analyze(
     EnsembleError
         (of ``flowmc_ensembles``) if the file is missing, damaged or no ensemble.
     AnalysisError
-        If there is no production, the field is no real scalar, streams do not fit together, or chains have fewer than
-        five configurations.
+        If there is no production, the field has no observables here, streams do not fit together, or chains have fewer
+        than five configurations.
     """
     production = read_production(path, streams)
     history = production.history
+    context = production.context
     results = _without_mirror_images(
-        estimate_observables(production.measurements, production.description.lattice_size, s=s),
-        production.description.lattice_size[0],
+        estimate_observables(production.measurements, production.observables, context, s=s), context.lattice_size[0]
     )
     extra = production.further_scalars()
     results.update({name: gamma_method(values, s=s) for name, values in extra.items()})
-    weights = analyze_weights(history, s)
+    weights = analyze_weights(history, context, s)
     monitors = _monitors(production, weights)
     analysis = EnsembleAnalysis(
         label=label or production.streams[0].algorithm,
@@ -266,11 +281,12 @@ def analyze(
         weights=weights,
         monitors=monitors,
         verdict=judge_monitors(monitors),
+        exact=_exact(production, results, weights),
         cost=Cost(
             sampling_seconds=history.seconds,
             sampling_seconds_error=history.seconds_error,
             thermalisation_seconds=history.thermalisation_seconds,
-            training_seconds=_training_seconds(production) if FLOW_KIND in history.kind_names else 0.0,
+            training_seconds=_training_seconds(production) if production.streams[0].flow_sha256 else 0.0,
             n_configurations=int(production.measurements["action"].size),
             thinned=production.updates_per_configuration > 1.0,
         ),
@@ -304,21 +320,49 @@ def _monitors(production: Production, weights: WeightAnalysis | None) -> tuple[M
     monitors = []
     if production.history.delta_h.shape[1]:
         monitors.append(monitor_energy_error(production.history.delta_h))
-    if VIRIAL in production.recorded:
-        monitors.append(monitor_schwinger_dyson(production.recorded[VIRIAL], production.volume))
+    monitors += [
+        monitor_identity(name, values, production.context.volume)
+        for name, values in production.recorded.items()
+        if name in IDENTITIES
+    ]
     if weights is not None:
         monitors.append(monitor_weight_ratio(weights.log_weight, weights.log_weight_current))
         monitors.append(monitor_mode_drop(weights.log_weight, weights.log_weight_current))
     return tuple(monitors)
 
 
+def _exact(
+    production: Production, results: Mapping[str, GammaResult], weights: WeightAnalysis | None
+) -> tuple[ZScore, ...]:
+    """Hold what was measured against what is known; ln Z and its companions only where a flow proposed."""
+    periodic = all(word == "periodic" for word in production.description.boundary_conditions)
+    known = exact_values(production.description.theory, production.context) if periodic else {}
+    measured = {name: result.estimate for name, result in results.items()}
+    if weights is not None:
+        measured |= weights.estimates
+    return tuple(
+        z_score(name, measured[name].value, value, measured[name].error)
+        for name, value in known.items()
+        if name in measured
+    )
+
+
+def _exact_dict(score: ZScore) -> dict[str, float | None]:
+    return {
+        "value": json_number(score.value),
+        "error": json_number(score.error),
+        "exact": json_number(score.expected),
+        "z": json_number(score.z),
+    }
+
+
 def _acceptance(history: History, kind: str, s: float) -> Estimate:
-    accepted = history.of_kind(kind).astype(np.float64)
-    rate = float(accepted.mean())
-    if np.ptp(accepted) == 0.0:
+    acceptance = history.of_kind(kind)
+    rate = float(acceptance.mean())
+    if np.ptp(acceptance) == 0.0:
         return Estimate(rate, 0.0)
     try:
-        error = gamma_method(accepted, s=s).estimate.error
+        error = gamma_method(acceptance, s=s).estimate.error
     except TooFewSamplesError:
         error = math.nan
     return Estimate(rate, error)
@@ -329,8 +373,9 @@ def _training_seconds(production: Production) -> float:
     return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
-def _sortable(x: float) -> float:
-    return -math.inf if math.isnan(x) else x
+def _sortable(tau: float) -> tuple[bool, float]:
+    """Order times: what never changed has no finite one, and says nothing beside what did."""
+    return math.isfinite(tau), -math.inf if math.isnan(tau) else tau
 
 
 def _warnings(analysis: EnsembleAnalysis, history: History) -> Iterator[str]:

@@ -9,7 +9,11 @@ With :math:`w = e^{-S}/q` the two sides are
 
 The logarithm of a mean is biased. Forward, to leading order, the variance and the bias of :math:`\ln\hat Z` are
 :math:`(1/ESS - 1)/N` and minus half of that, with the fraction ESS of Kish; the jackknife removes the bias. The
-reverse estimator is high by half its squared error. The free energy is :math:`F = -\ln Z`.
+reverse estimator is high by half its squared error. The free energy is :math:`F = -\ln Z`. By Jensen's inequality
+
+.. math::  E_q[\ln w] \le \ln Z ,
+
+with equality for a perfect flow: the variational bound, which has no bias and no heavy tails.
 
 Both see only what is sampled: a mode the flow misses is missing from the forward value, and where the flow's mass
 is not covered by the target's samples the reverse one is wrong. Their agreement is a check that both are right.
@@ -32,7 +36,7 @@ from flowmc_analysis.estimate import Estimate
 from flowmc_analysis.gamma import gamma_method
 from flowmc_analysis.weights import check_log_weights, ess_reverse, log_mean_exp, pareto_k
 
-__all__ = ["log_partition_function", "log_partition_function_reverse"]
+__all__ = ["log_partition_function", "log_partition_function_reverse", "log_partition_function_variational"]
 
 _RELIABLE_N_EFF = 100
 _RELIABLE_PARETO_K = 0.7
@@ -137,3 +141,36 @@ def log_partition_function_reverse(
             f"Pareto k = {tail:.2f} > {_RELIABLE_PARETO_K} of 1/w: the flow's tails are wider than the samples'"
         )
     return Estimate(value, error, inverse.tau_int, inverse.tau_int_error, inverse.n_eff, bias, tuple(warnings))
+
+
+def log_partition_function_variational(log_w: npt.ArrayLike) -> Estimate:
+    """Estimate the variational lower bound ``E_q[log w] <= ln Z`` from independent samples of the flow.
+
+    Parameters
+    ----------
+    log_w
+        Log-weights ``-S - log_q`` of independent proposals, any shape, at least two.
+
+    Returns
+    -------
+    The bound with its standard error; ``-inf``, with a warning, where a proposal has weight zero.
+
+    Raises
+    ------
+    AnalysisError
+        As in `check_log_weights`, or for fewer than two.
+
+    Examples
+    --------
+    >>> print(log_partition_function_variational([1.0, 1.0, 4.0, 4.0]))
+    2.50(87)
+    """
+    flat = check_log_weights(log_w)
+    if flat.size < 2:
+        raise TooFewSamplesError(got="one log-weight", expected="two or more", fix="draw more from the flow")
+    empty = int(np.count_nonzero(np.isneginf(flat)))
+    if empty:
+        reason = f"{empty} of {flat.size} draws have weight zero: the variational bound is empty"
+        return Estimate(-math.inf, math.nan, warnings=(reason,))
+    error = math.sqrt(float(np.var(flat)) / (flat.size - 1))
+    return Estimate(float(flat.mean()), error, 0.5, 0.0, float(flat.size))

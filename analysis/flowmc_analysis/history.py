@@ -40,14 +40,17 @@ class History:
         Update numbers, shape ``(m,)``, of the first stream.
     kinds
         Name of each update's kind (``"hmc"``, ``"flow"``, ...), shape ``(m,)``.
-    accepted
-        Whether each chain's proposal was accepted, shape ``(chains, m)``.
+    acceptance
+        Fraction of the accept tests of each update that passed, shape ``(chains, m)``: whether the proposal was accepted
+        or, for updates of many parts (sweeps, block moves), a number between zero and one.
     delta_h
         Energy errors of the HMC updates, shape ``(chains, m_hmc)``; empty if the run made none.
     log_weight
         Log-weights of the flow's proposals in nats, shape ``(chains, m_flow)``; ``-inf`` for those that failed.
     log_weight_current
         Log-weights of the states before the flow updates, same shape; ``+inf`` off the flow's support.
+    action_proposed
+        Action of the flow's proposals, same shape, whatever it is for those that failed; None where not stored.
     n_nonfinite
         Number of proposals whose log-weight was not finite.
     n_offsupport
@@ -62,19 +65,20 @@ class History:
 
     update: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.str_]
-    accepted: npt.NDArray[np.bool_]
+    acceptance: Array
     delta_h: Array
     log_weight: Array
     log_weight_current: Array
+    action_proposed: Array | None
     n_nonfinite: int
     n_offsupport: int
     seconds: float
     seconds_error: float
     thermalisation_seconds: float
 
-    def of_kind(self, kind: str) -> npt.NDArray[np.bool_]:
-        """Accept bits of the updates of one kind, shape ``(chains, m_kind)``."""
-        return self.accepted[:, self.kinds == kind]
+    def of_kind(self, kind: str) -> Array:
+        """Give the acceptance of the updates of one kind, shape ``(chains, m_kind)``."""
+        return self.acceptance[:, self.kinds == kind]
 
     @property
     def kind_names(self) -> tuple[str, ...]:
@@ -117,13 +121,15 @@ def read_history(streams: Sequence[Stream]) -> History:
             fix="the chain left the support of the target: check the action and the kernel that moved it",
         )
     failed = ~np.isfinite(proposals)
+    actions = [part.action_proposed for part in parts if part.action_proposed is not None]
     return History(
         update=first.update,
         kinds=first.kinds,
-        accepted=np.concatenate([part.accepted for part in parts]),
+        acceptance=np.concatenate([part.acceptance for part in parts]),
         delta_h=np.concatenate([part.delta_h for part in parts]),
         log_weight=np.where(failed, -np.inf, proposals),
         log_weight_current=current,
+        action_proposed=None if len(actions) < len(parts) else np.concatenate(actions),
         n_nonfinite=int(np.count_nonzero(failed)),
         n_offsupport=int(np.count_nonzero(np.isposinf(current))),
         seconds=sum(part.seconds for part in parts),
@@ -138,10 +144,11 @@ class _Columns:
 
     update: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.str_]
-    accepted: npt.NDArray[np.bool_]
+    acceptance: Array
     delta_h: Array
     log_weight: Array
     log_weight_current: Array
+    action_proposed: Array | None
     seconds: float
     seconds_error: float
     thermalisation_seconds: float
@@ -175,16 +182,19 @@ def _read_columns(stream: Stream) -> _Columns:
         table: Array = np.asarray(stream.history(name), dtype=np.float64)
         return np.asarray(table[kept][rows].T)
 
+    # Older files have accept bits alone.
+    acceptance = "acceptance" if "acceptance" in stream.history_names else "accepted"
     walltime = np.zeros(update.size)
     if "walltime" in stream.history_names:
         walltime = np.asarray(stream.history("walltime"), dtype=np.float64)
     return _Columns(
         update=update[kept],
         kinds=kinds,
-        accepted=np.asarray(stream.history("accepted"), dtype=np.bool_)[kept].T,
+        acceptance=np.asarray(stream.history(acceptance), dtype=np.float64)[kept].T,
         delta_h=rows_of("delta_H", HMC_KIND),
         log_weight=rows_of("log_weight", FLOW_KIND),
         log_weight_current=rows_of("log_weight_current", FLOW_KIND),
+        action_proposed=rows_of("action_proposed", FLOW_KIND) if "action_proposed" in stream.history_names else None,
         seconds=float(np.sum(walltime[kept])),
         seconds_error=_scatter_of_sum(walltime[kept]),
         thermalisation_seconds=float(np.sum(walltime[~kept])),

@@ -5,12 +5,14 @@ r"""Monitors that run with production: identities whose expectation is known, ju
   volume-preserving or not reversible.
 - ``schwinger_dyson``: :math:`\langle\sum_x\phi_x\,\partial S/\partial\phi_x\rangle = V` for a real scalar field, by
   partial integration. It sees chains that are not distributed as :math:`e^{-S}`.
+- ``local_field``: :math:`\langle\sum_xh_x(s_x - \tanh h_x)\rangle = 0` for Ising spins, with :math:`h_x =
+  \beta(J\sum_{y\sim x}s_y + h)`, because a spin's mean, all others given, is :math:`\tanh h_x`. It sees the same.
 - ``weight_ratio``: :math:`E[w(y)/w(x)] = 1` for stationary x and a fresh, independent proposal y, where
   :math:`w = e^{-S}/q`, because :math:`E_q[w] = Z` and :math:`E_p[1/w] = 1/Z`. Every flow update is such a pair: each
   kernel leaves the target invariant, so the state before any of them is stationary. It sees a wrong ``log_q`` only
   where another kernel moves the state: independence Metropolis alone, run with a log q that is not the density of its
   draws, is stationary for a wrong target with which its weights are perfectly consistent. That error is seen by
-  ``schwinger_dyson``, and before the run by the certificate, which compares draws with their density.
+  the two identities above, and before the run by the certificate, which compares draws with their density.
 - ``mode_drop``: the gap :math:`g = -\ln E_p[1/w] - \ln E_q[w]` between the two estimates of ln Z (Nicoli et al. [2]_).
   Where the draws of the flow miss a region of target probability :math:`\epsilon` that the chain visits (by HMC),
   :math:`g = -\ln(1-\epsilon) > 0`. Nobody sees a region that neither visits.
@@ -34,7 +36,9 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -47,11 +51,13 @@ from flowmc_analysis.zscores import Verdict, ZScore, judge, z_score
 
 __all__ = [
     "FAMILY_LEVEL",
+    "IDENTITIES",
+    "Identity",
     "Monitor",
     "judge_monitors",
     "monitor_energy_error",
+    "monitor_identity",
     "monitor_mode_drop",
-    "monitor_schwinger_dyson",
     "monitor_weight_ratio",
 ]
 
@@ -99,6 +105,38 @@ class Monitor:
         }
 
 
+@dataclass(frozen=True)
+class Identity:
+    """A number that a run records with every configuration, and what it is on average.
+
+    Parameters
+    ----------
+    monitor
+        Name of the monitor.
+    text
+        The identity in a line.
+    expected
+        Expectation value on a lattice of that many sites.
+    discrete
+        Whether the field takes discrete values: such a chain may be right and still never show a fluctuation (spins deep
+        in the ordered phase), which says nothing about the identity.
+    """
+
+    monitor: str
+    text: str
+    expected: Callable[[int], float]
+    discrete: bool = False
+
+
+IDENTITIES: Mapping[str, Identity] = MappingProxyType(
+    {
+        "virial": Identity("schwinger_dyson", "<Σ φ ∂S/∂φ> = V", float),
+        "local_field": Identity("local_field", "<Σ h (s − tanh h)> = 0", lambda _: 0.0, discrete=True),
+    }
+)
+"""Identities by the name under which a run records them."""
+
+
 def monitor_energy_error(delta_h: Array) -> Monitor:
     """Measure ``<exp(-delta_H)> = 1``.
 
@@ -109,20 +147,28 @@ def monitor_energy_error(delta_h: Array) -> Monitor:
         number (a trajectory that overflowed) counts as infinite.
     """
     boltzmann = np.exp(-np.where(np.isnan(delta_h), np.inf, delta_h))
-    return _mean_monitor("exp(-delta_H)", boltzmann, 1.0, "<exp(-ΔH)> = 1")
+    return _mean_monitor("exp(-delta_H)", boltzmann, 1.0, "<exp(-ΔH)> = 1", scale=1.0)
 
 
-def monitor_schwinger_dyson(virial: Array, volume: int) -> Monitor:
-    """Measure ``<sum_x phi dS/dphi> = V``.
+def monitor_identity(name: str, recorded: Array, volume: int) -> Monitor:
+    """Measure an identity that was recorded with the configurations.
 
     Parameters
     ----------
-    virial
-        ``sum_x phi_x dS/dphi_x`` per configuration, shape ``(chains, configurations)``.
+    name
+        Name in `IDENTITIES`.
+    recorded
+        What the run recorded, shape ``(chains, configurations)``.
     volume
-        Number of real degrees of freedom.
+        Number of lattice sites.
     """
-    return _mean_monitor("schwinger_dyson", virial, float(volume), "<Σ φ ∂S/∂φ> = V")
+    identity = IDENTITIES[name]
+    expected = identity.expected(volume)
+    monitor = _mean_monitor(identity.monitor, recorded, expected, identity.text, scale=float(volume))
+    if identity.discrete and np.ptp(recorded) == 0.0:
+        score = z_score(identity.monitor, monitor.score.value, expected, math.nan)
+        return Monitor(score, identity.text, "it has the same value on every configuration")
+    return monitor
 
 
 def monitor_weight_ratio(log_w: Array, log_w_current: Array) -> Monitor:
@@ -183,10 +229,10 @@ def judge_monitors(monitors: tuple[Monitor, ...], level: float = FAMILY_LEVEL) -
     return judge(scores, level=level) if scores else None
 
 
-def _mean_monitor(name: str, samples: Array, expected: float, identity: str) -> Monitor:
+def _mean_monitor(name: str, samples: Array, expected: float, identity: str, scale: float) -> Monitor:
     value = float(samples.mean())
     try:
-        error = _standard_error(samples, expected)
+        error = _standard_error(samples, scale)
     except TooFewSamplesError as reason:
         return Monitor(z_score(name, value, expected, math.nan), identity, f"too few samples: {reason.got}")
     return Monitor(z_score(name, value, expected, error), identity)

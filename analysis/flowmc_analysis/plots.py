@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "plot_autocorrelation",
+    "plot_correlation",
     "plot_effective_mass",
     "plot_history",
     "plot_log_weights",
@@ -302,20 +303,39 @@ def plot_effective_mass(
     The figure; separations at which no mass exists (not a number) are left out.
     """
     _require(masses, "masses")
-    look = styles or series_styles(masses)
-    figure, (axis,) = new_figure()
-    for i, (label, estimates) in enumerate(masses.items()):
-        value = np.array([point.value for point in estimates])
-        error = np.array([point.error for point in estimates])
-        time = first_separation + np.arange(value.size)
-        shown = np.isfinite(value) & np.isfinite(error)
-        _draw_points(axis, time[shown] + _offset(i, len(masses)), value[shown], error[shown], look[label], label)
+    figure, axis = _against_separation(masses, first_separation, styles)
     axis.set_xlabel("time separation t (lattice units)")
     axis.set_ylabel(r"$m_\mathrm{eff}(t)$ (lattice units)")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.margins(x=0.1, y=0.2)
     set_title(axis, "effective mass (cosh)")
-    add_legend(axis)
+    return figure
+
+
+def plot_correlation(
+    correlations: Mapping[str, Sequence[Estimate]],
+    *,
+    first_separation: int = 1,
+    styles: Mapping[str, SeriesStyle] | None = None,
+) -> Figure:
+    """Show the spin-spin correlation along an axis against the distance.
+
+    Parameters
+    ----------
+    correlations
+        Label to the correlation, one estimate per distance.
+    first_separation
+        Distance of the first estimate, in lattice units.
+    styles
+        Look of each label.
+
+    Returns
+    -------
+    The figure.
+    """
+    _require(correlations, "correlations")
+    figure, axis = _against_separation(correlations, first_separation, styles)
+    axis.set_xlabel("distance r (lattice units)")
+    axis.set_ylabel(r"$\langle s_0 s_r\rangle$")
+    set_title(axis, "spin-spin correlation on an axis")
     return figure
 
 
@@ -407,6 +427,24 @@ def plot_z_scores(scores: Mapping[str, Mapping[str, float]], *, bound: float | N
 def _require(data: Sequence[object] | Mapping[str, object], what: str) -> None:
     if len(data) == 0:
         raise AnalysisError(got=f"no {what}", expected="at least one entry to draw", fix="leave this figure out")
+
+
+def _against_separation(
+    series: Mapping[str, Sequence[Estimate]], first: int, styles: Mapping[str, SeriesStyle] | None
+) -> tuple[Figure, Axes]:
+    """Draw estimates against consecutive separations; those without a value or an error are left out."""
+    look = styles or series_styles(series)
+    figure, (axis,) = new_figure()
+    for i, (label, estimates) in enumerate(series.items()):
+        value = np.array([point.value for point in estimates])
+        error = np.array([point.error for point in estimates])
+        separation = first + np.arange(value.size)
+        shown = np.isfinite(value) & np.isfinite(error)
+        _draw_points(axis, separation[shown] + _offset(i, len(series)), value[shown], error[shown], look[label], label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.margins(x=0.1, y=0.2)
+    add_legend(axis)
+    return figure, axis
 
 
 def _draw_points(

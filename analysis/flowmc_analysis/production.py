@@ -7,7 +7,6 @@ block by block; only the measurements are kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -18,18 +17,19 @@ import numpy.typing as npt
 
 from flowmc_analysis.errors import AnalysisError
 from flowmc_analysis.history import History, read_history
-from flowmc_analysis.observables import Configurations, measure
+from flowmc_analysis.monitors import IDENTITIES
+from flowmc_analysis.observable_sets import observable_set
+from flowmc_analysis.observables import Configurations, ObservableContext, ObservableSet, measure, observable_series
 from flowmc_ensembles.reader import Ensemble
 
 if TYPE_CHECKING:
     from flowmc_ensembles.descriptions import EnsembleDescription, StreamDescription
     from flowmc_ensembles.reader import Stream
 
-__all__ = ["VIRIAL", "Production", "read_production"]
+__all__ = ["Production", "read_production"]
 
 Array = npt.NDArray[np.float64]
 
-VIRIAL = "virial"  # name under which a run records sum_x phi dS/dphi
 _BLOCK_NUMBERS = 2**23  # field values held at once: 64 MiB in double precision
 
 
@@ -43,12 +43,14 @@ class Production:
         What was simulated.
     streams
         How, one description a stream that is part of this.
+    observables
+        The observables that belong to the field.
     trajectory
         Update numbers of the configurations, shape ``(n,)``, of the first stream.
     measurements
         Primary observables by name, ``(chains, n)`` or ``(chains, n, k)``, and ``action`` ``(chains, n)``.
     recorded
-        Scalars measured during the run (``virial`` and others), by name, ``(chains, n)``.
+        Scalars measured during the run (identities and others), by name, ``(chains, n)``.
     history
         The updates.
     updates_per_configuration
@@ -59,6 +61,7 @@ class Production:
 
     description: EnsembleDescription
     streams: tuple[StreamDescription, ...]
+    observables: ObservableSet
     trajectory: npt.NDArray[np.int64]
     measurements: Mapping[str, Array]
     recorded: Mapping[str, Array]
@@ -72,29 +75,26 @@ class Production:
         return sum(stream.n_chains for stream in self.streams)
 
     @property
-    def volume(self) -> int:
-        """Number of lattice sites."""
-        return math.prod(self.description.lattice_size)
+    def context(self) -> ObservableContext:
+        """Lattice and couplings."""
+        numbers = {
+            name: float(value)
+            for name, value in self.description.action.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        return ObservableContext(self.description.lattice_size, numbers)
 
     def further_scalars(self) -> dict[str, Array]:
-        """Give the recorded scalars that are observables of their own (the virial is a check), ``(chains, n)``."""
-        return {name: values for name, values in self.recorded.items() if name != VIRIAL}
+        """Give the recorded scalars that are observables of their own (identities are checks), ``(chains, n)``."""
+        return {name: values for name, values in self.recorded.items() if name not in IDENTITIES}
 
     def scalar_series(self) -> dict[str, Array]:
         """Give the observables that are plain averages, configuration by configuration, ``(chains, n)`` each."""
-        measured = self.measurements
-        return {
-            "magnetisation": measured["magnetisation"],
-            "magnetisation_abs": measured["magnetisation_abs"],
-            "susceptibility": self.volume * measured["magnetisation_squared"],
-            "phi_squared": measured["phi_squared"],
-            "action_density": measured["action"] / self.volume,
-            **self.further_scalars(),
-        }
+        return {**observable_series(self.measurements, self.observables, self.context), **self.further_scalars()}
 
 
 def read_production(path: str | PathLike[str], streams: Sequence[int] | None = None) -> Production:
-    """Read an ensemble of a real scalar field and measure the primary observables.
+    """Read an ensemble and measure the primary observables of its field.
 
     Parameters
     ----------
@@ -112,8 +112,8 @@ def read_production(path: str | PathLike[str], streams: Sequence[int] | None = N
     EnsembleError
         (of ``flowmc_ensembles``) if the file is missing, damaged or no ensemble.
     AnalysisError
-        If a stream does not exist, holds no configurations after thermalisation or no real scalar field, or if the
-        streams differ in algorithm, length or spacing.
+        If a stream does not exist, holds no configurations after thermalisation or a field without observables, or if
+        the streams differ in field, algorithm, length or spacing.
     """
     ensemble = Ensemble(path)
     available = ensemble.streams
@@ -129,8 +129,10 @@ def read_production(path: str | PathLike[str], streams: Sequence[int] | None = N
     description = ensemble.description
     kept = [_production_rows(part, index) for index, part in zip(chosen, parts, strict=True)]
     _check_replicas(parts, kept, chosen)
+    observables = observable_set(parts[0].description.field_name)
+    dimension = len(description.lattice_size)
     measured = [
-        _measure_stream(part, rows.start, len(description.lattice_size)) for part, rows in zip(parts, kept, strict=True)
+        _measure_stream(part, rows.start, dimension, observables) for part, rows in zip(parts, kept, strict=True)
     ]
     recorded = [_recorded_scalars(part, rows.start) for part, rows in zip(parts, kept, strict=True)]
     common = set.intersection(*(set(table) for table in recorded))
@@ -138,6 +140,7 @@ def read_production(path: str | PathLike[str], streams: Sequence[int] | None = N
     return Production(
         description=description,
         streams=tuple(part.description for part in parts),
+        observables=observables,
         trajectory=first,
         measurements={name: np.concatenate([table[name] for table in measured]) for name in measured[0]},
         recorded={name: np.concatenate([table[name] for table in recorded]) for name in sorted(common)},
@@ -167,26 +170,26 @@ def _production_rows(stream: Stream, index: int) -> _Rows:
             expected="configurations after thermalisation",
             fix="continue the run: there is no production to analyse yet",
         )
-    if description.field_name != "phi" or description.internal_axes:
+    if description.internal_axes:
         raise AnalysisError(
             got=f"the field {description.field_name!r} with internal axes {list(description.internal_axes)}",
-            expected="a real scalar field 'phi' without internal axes",
+            expected="one number at each site: a field without internal axes",
             fix="read the configurations with flowmc_ensembles and use the array-level functions of flowmc_analysis",
         )
     return _Rows(start, trajectory[start:])
 
 
 def _check_replicas(parts: Sequence[Stream], kept: Sequence[_Rows], chosen: Sequence[int]) -> None:
-    def key(part: Stream, rows: _Rows) -> tuple[str, int, float]:
-        return part.description.algorithm, rows.trajectory.size, _spacing(rows.trajectory)
+    def key(part: Stream, rows: _Rows) -> tuple[str, str, int, float]:
+        return part.description.field_name, part.description.algorithm, rows.trajectory.size, _spacing(rows.trajectory)
 
     reference = key(parts[0], kept[0])
     for index, part, rows in zip(chosen, parts, kept, strict=True):
         if key(part, rows) != reference:
             raise AnalysisError(
-                got=f"stream {index}: (algorithm, configurations, spacing) = {key(part, rows)}, stream {chosen[0]}:"
-                f" {reference}",
-                expected="equal algorithm, number of configurations and spacing in streams analysed together",
+                got=f"stream {index}: (field, algorithm, configurations, spacing) = {key(part, rows)}, stream"
+                f" {chosen[0]}: {reference}",
+                expected="equal field, algorithm, number of configurations and spacing in streams analysed together",
                 fix=f"analyse them one by one (streams=[{index}]), or extend the shorter one",
             )
 
@@ -195,7 +198,7 @@ def _spacing(trajectory: npt.NDArray[np.int64]) -> float:
     return float(trajectory[-1] - trajectory[0]) / (trajectory.size - 1) if trajectory.size > 1 else 1.0
 
 
-def _measure_stream(stream: Stream, start: int, dimension: int) -> dict[str, Array]:
+def _measure_stream(stream: Stream, start: int, dimension: int, observables: ObservableSet) -> dict[str, Array]:
     blocks: list[dict[str, Array]] = []
     name, stop = stream.description.field_name, stream.n_configurations
     first = stream.configurations(name, start=start, stop=start + 1)
@@ -203,14 +206,15 @@ def _measure_stream(stream: Stream, start: int, dimension: int) -> dict[str, Arr
     for low in range(start, stop, rows):
         high = min(low + rows, stop)
         field = np.asarray(stream.configurations(name, start=low, stop=high))
-        if field.dtype.kind != "f":
+        if not observables.accepts(field):
             raise AnalysisError(
-                got=f"configurations of type {field.dtype}",
-                expected="a real scalar field of floats",
+                got=f"configurations {low} to {high - 1} of {name!r}: {field.dtype} between {field.min()} and"
+                f" {field.max()}",
+                expected=observables.values,
                 fix="use the array-level functions of flowmc_analysis on other fields",
             )
         action = np.asarray(stream.configurations("action", start=low, stop=high, verify=False), dtype=np.float64)
-        blocks.append(measure(Configurations(field, dimension, action)))
+        blocks.append(measure(Configurations(field, dimension, action), observables))
     return {key: np.concatenate([block[key] for block in blocks]).swapaxes(0, 1) for key in blocks[0]}
 
 

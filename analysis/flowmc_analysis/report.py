@@ -18,6 +18,7 @@ from flowmc_analysis.report_figures import draw_pictures
 from flowmc_analysis.tables import (
     ABSENT,
     Table,
+    exact_table,
     format_number,
     monitor_table,
     observable_table,
@@ -114,6 +115,7 @@ def render_report(
         run_card=_run_card(analyses, run_info or {}),
         monitors=monitor_table(analyses),
         observables=observable_table(analyses) if comparison is None else comparison.observable_table(),
+        exact=exact_table(analyses),
         samplers=sampler_table(analyses),
         costs=[] if comparison is None else [comparison.cost_table(), comparison.ratio_table()],
         autocorrelations=[tau_table(analyses), _diagnostics_table(analyses)],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import scipy.special
 
 from flowmc_analysis import plots
+from flowmc_analysis.observable_sets import observable_set
 from flowmc_analysis.plot_style import SeriesStyle, series_styles
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _RESOLUTION = 150  # of the parts drawn as pixels, dots per inch
 _PIXELS_PER_INCH = 88.0
 _TWO_POINT = "two_point_zero_momentum"
 _EFFECTIVE_MASS = "effective_mass"
-_HISTORIES = ("magnetisation", "action_density")
+_CORRELATION = "correlation"
 _LARGEST_RELATIVE_ERROR = 1.0 / 3.0
 
 
@@ -113,7 +114,8 @@ def _agreement(comparison: Comparison) -> Picture:
 def _histories(analyses: Sequence[EnsembleAnalysis], styles: Mapping[str, SeriesStyle]) -> list[Picture]:
     updates = {analysis.label: analysis.updates for analysis in analyses}
     pictures = []
-    for name in _HISTORIES:
+    # Ensembles in one report are of one theory.
+    for name in observable_set(analyses[0].streams[0].field_name).histories:
         series = {analysis.label: analysis.series[name] for analysis in analyses}
         figure = plots.plot_history(series, name=name, updates=updates, styles=styles)
         caption = f"History of {name} after thermalisation (lattice units). Drifts and steps mean trouble."
@@ -149,18 +151,24 @@ def _correlators(analyses: Sequence[EnsembleAnalysis], styles: Mapping[str, Seri
     correlators = {a.label: a.components(_TWO_POINT) for a in analyses}
     masses = {a.label: cosh_mass(a) for a in analyses}
     extent = analyses[0].description.lattice_size[0]
+    curves = " Curves: A cosh(m(t − T/2)) with the mean effective mass."
     pictures = [
         _picture(
             "Correlators",
             plots.plot_two_point(correlators, masses, temporal_extent=extent, styles=styles),
-            "Two-point function at zero spatial momentum, C(t), shown up to T/2 (it is symmetric). Curves:"
-            " A cosh(m(t − T/2)) with the mean effective mass.",
+            "Two-point function at zero spatial momentum, C(t), shown up to T/2 (it is symmetric)."
+            + (curves if any(math.isfinite(mass) for mass in masses.values()) else ""),
         )
     ]
     effective = {a.label: a.components(_EFFECTIVE_MASS) for a in analyses if a.components(_EFFECTIVE_MASS)}
     if effective:
         figure = plots.plot_effective_mass(effective, styles=styles)
         caption = "Effective mass arcosh[(C(t+1) + C(t−1)) / 2C(t)]; a plateau is the mass of the lightest state."
+        pictures.append(_picture("Correlators", figure, caption))
+    correlations = {a.label: a.components(_CORRELATION) for a in analyses if a.components(_CORRELATION)}
+    if correlations:
+        figure = plots.plot_correlation(correlations, styles=styles)
+        caption = "Correlation of two spins at distance r along an axis, over sites and axes averaged."
         pictures.append(_picture("Correlators", figure, caption))
     return pictures
 

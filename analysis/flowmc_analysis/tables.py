@@ -11,10 +11,13 @@ from flowmc_analysis.estimate import Estimate, format_value_error
 
 if TYPE_CHECKING:
     from flowmc_analysis.ensemble import EnsembleAnalysis
+    from flowmc_analysis.zscores import ZScore
 
 __all__ = [
     "ABSENT",
     "Table",
+    "analysis_tables",
+    "exact_table",
     "format_number",
     "format_seconds",
     "monitor_table",
@@ -24,6 +27,14 @@ __all__ = [
 ]
 
 ABSENT = "–"
+
+_IMPORTANCE_HEADINGS = {
+    "ln_z_variational": "variational bound of ln Z, from flow draws",
+    "action_importance": "action <S> by importance sampling",
+    "energy_importance": "energy per site by importance sampling",
+    "entropy_per_site": "entropy per site by importance sampling",
+    "free_energy_per_site": "free energy per site",
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,36 @@ def format_seconds(seconds: float) -> str:
     return f"{digits} {name}"
 
 
+def analysis_tables(analyses: Sequence[EnsembleAnalysis]) -> tuple[Table, ...]:
+    """Tabulate everything about ensembles, side by side."""
+    exact = exact_table(analyses)
+    return (
+        observable_table(analyses),
+        *([exact] if exact.rows else []),
+        tau_table(analyses),
+        sampler_table(analyses),
+        monitor_table(analyses),
+    )
+
+
+def exact_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
+    """Tabulate measurements beside exactly known values; no rows where the theory has none."""
+    exact = {score.name: score.expected for analysis in analyses for score in analysis.exact}
+    by_label = {analysis.label: {score.name: score for score in analysis.exact} for analysis in analyses}
+    rows = []
+    for name, value in exact.items():
+        row = [name, f"{value:.8g}"]
+        for scores in by_label.values():
+            score = scores.get(name)
+            row += [ABSENT, ABSENT] if score is None else [_measured(score), format_number(score.z, "+.2f")]
+        rows.append(tuple(row))
+    columns = ["quantity", "exact"]
+    for label in by_label:
+        columns += [label, f"z: {label}"]
+    note = "z = (measured − exact)/error; for information, these are not judged."
+    return Table("Exact values", tuple(columns), tuple(rows), note)
+
+
 def observable_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
     """Tabulate value and error of every observable, ensembles side by side."""
     names = list(dict.fromkeys(name for analysis in analyses for name in analysis.observables))
@@ -141,6 +182,7 @@ def sampler_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
             ),
             ("ln Z from flow draws", *(_estimate(a.weights.ln_z if a.weights else None) for a in analyses)),
             ("ln Z from chain states", *(_estimate(a.weights.ln_z_reverse if a.weights else None) for a in analyses)),
+            *_importance_rows(analyses),
             ("failed proposals", *(str(a.weights.n_nonfinite) if a.weights else ABSENT for a in analyses)),
             (
                 "states off the flow's support",
@@ -151,6 +193,16 @@ def sampler_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
         "Reverse ESS: seen by draws of the flow; forward: by states of the chains, far smaller where modes are missed."
     )
     return Table("Samplers", ("quantity", *(a.label for a in analyses)), tuple(rows), note)
+
+
+def _importance_rows(analyses: Sequence[EnsembleAnalysis]) -> list[tuple[str, ...]]:
+    """Give a row for each estimate beside ln Z that any of the ensembles has."""
+    found = [analysis.weights.estimates if analysis.weights else {} for analysis in analyses]
+    return [
+        (heading, *(_estimate(estimates.get(name)) for estimates in found))
+        for name, heading in _IMPORTANCE_HEADINGS.items()
+        if any(name in estimates for estimates in found)
+    ]
 
 
 def monitor_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
@@ -171,7 +223,13 @@ def monitor_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
 
 
 def _estimate(estimate: Estimate | None) -> str:
-    return ABSENT if estimate is None or math.isnan(estimate.value) else str(estimate)
+    if estimate is None or math.isnan(estimate.value):
+        return ABSENT
+    return str(estimate) if math.isfinite(estimate.value) else f"{estimate.value:+}"
+
+
+def _measured(score: ZScore) -> str:
+    return ABSENT if math.isnan(score.value) else format_value_error(score.value, score.error)
 
 
 def _tau(estimate: Estimate | None, factor: float) -> str:

@@ -10,17 +10,25 @@ from typing import Any
 import torch
 
 from flowmc.errors import ConfigError, FlowFileError
-from flowmc.flows.base import BaseDensity, Flow, TransportFlow
+from flowmc.flows.autoregressive import AutoregressiveFlow
+from flowmc.flows.base import DTYPES, BaseDensity, Flow, TransportFlow
 from flowmc.flows.coupling import CouplingFlow
 from flowmc.flows.file import SavedFlow, describe_flow, fingerprint, save_flow
+from flowmc.flows.hierarchical import HierarchicalFlow
+from flowmc.flows.spins import SpinFlow
 from flowmc.seeds import fold
+from flowmc.theories import Theory
 
 __all__ = [
+    "DTYPES",
     "FLOWS",
+    "AutoregressiveFlow",
     "BaseDensity",
     "CouplingFlow",
     "Flow",
+    "HierarchicalFlow",
     "SavedFlow",
+    "SpinFlow",
     "TransportFlow",
     "build_flow",
     "describe_flow",
@@ -29,19 +37,19 @@ __all__ = [
     "save_flow",
 ]
 
-FLOWS: dict[str, type[Flow]] = {flow.kind: flow for flow in (CouplingFlow,)}
+FLOWS: dict[str, type[Flow]] = {flow.kind: flow for flow in (AutoregressiveFlow, CouplingFlow, HierarchicalFlow)}
 """Every built-in flow by its kind in run descriptions and files."""
 
 
-def build_flow(description: Mapping[str, Any], shape: tuple[int, ...], seed: int = 0) -> Flow:
+def build_flow(description: Mapping[str, Any], theory: Theory, seed: int = 0) -> Flow:
     """Build an untrained flow from its kind and hyper-parameters.
 
     Parameters
     ----------
     description
         ``{"kind": ..., **hyper_parameters}``, as `describe_flow` returns it.
-    shape
-        Lattice extents.
+    theory
+        The theory whose fields it is to draw.
     seed
         Seed of the initial weights.
 
@@ -49,6 +57,8 @@ def build_flow(description: Mapping[str, Any], shape: tuple[int, ...], seed: int
     ------
     ConfigError
         If the kind is unknown or a hyper-parameter is superfluous.
+    TheoryMismatchError
+        If flows of this kind do not draw the theory's fields.
     """
     hyper = dict(description)
     kind = hyper.pop("kind", None)
@@ -65,7 +75,7 @@ def build_flow(description: Mapping[str, Any], shape: tuple[int, ...], seed: int
     # Initialisers of torch.nn draw from the global generator: borrow it, and give it back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(seed, "weights"))
-        return FLOWS[kind](shape, config)
+        return FLOWS[kind](theory, config)
 
 
 def load_flow(path: Path) -> tuple[Flow, SavedFlow]:
@@ -77,7 +87,7 @@ def load_flow(path: Path) -> tuple[Flow, SavedFlow]:
         If the file cannot be read, or its weights do not fit its configuration or its fingerprint.
     """
     saved = SavedFlow.read(path)
-    flow = build_flow(saved.flow, saved.theory.shape)
+    flow = build_flow(saved.flow, saved.theory)
     # Weights may have been saved in a wider type than they were trained in; loading must not narrow them.
     flow.to(next(tensor.dtype for tensor in saved.tensors.values() if tensor.is_floating_point()))
     try:

@@ -1,7 +1,7 @@
 """What a built-in flow is: a torch module that draws fields together with their log density.
 
 One sign convention everywhere: a transport φ = f(z) of a base density r has log q(φ) = log r(z) − log|det ∂φ/∂z|.
-Fields have the dtype of the flow; every log density is summed and returned in float64.
+Every log density is summed and returned in float64. For fields of a discrete space, q is a probability.
 """
 
 from __future__ import annotations
@@ -12,33 +12,71 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["BaseDensity", "Flow", "TransportFlow"]
+from flowmc.errors import TheoryMismatchError
+from flowmc.theories import FieldSpace, RealSpace, Theory
+
+__all__ = ["DTYPES", "BaseDensity", "Flow", "TransportFlow"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+"""Types in which networks run, by their names in run descriptions."""
 
 
 class Flow(torch.nn.Module, abc.ABC):
-    """A density q on the fields of a lattice, with exact sampling and exact log q.
+    """A density q on the fields of a theory, with exact sampling and exact log q.
 
     Implementing a flow:
 
-    - a subclass of `TransportFlow` (base density and invertible map) or of this class;
+    - a subclass of `TransportFlow` (base density and invertible map), `flowmc.flows.spins.SpinFlow` or this class;
     - ``kind``, the key in `flowmc.flows.FLOWS`; ``Config``, a frozen dataclass of plain data, every hyper-parameter;
-    - a constructor ``(shape, config)`` that stores both;
+    - ``space``, that of the fields it draws; ``reparametrised``, whether draws can be differentiated;
+    - a constructor ``(theory, config)`` that stores both;
     - a line in `flowmc.flows.FLOWS`, which is also what parametrises the contract tests.
+
+    Parameters
+    ----------
+    theory
+        The theory whose fields are drawn. A flow may use its couplings (exact conditional probabilities); training that
+        approaches the target replaces the attribute step by step.
+    config
+        Hyper-parameters, an instance of ``Config``.
+
+    Raises
+    ------
+    TheoryMismatchError
+        If the theory's fields live in another space than the flow's.
     """
 
     kind: ClassVar[str]
     Config: ClassVar[type]
+    space: ClassVar[FieldSpace]
+    reparametrised: ClassVar[bool]
     exact: ClassVar[bool] = True
 
-    def __init__(self, shape: tuple[int, ...], config: Any) -> None:
+    def __init__(self, theory: Theory, config: Any) -> None:
         super().__init__()
-        self.shape = shape
+        if theory.space.name != self.space.name:
+            raise TheoryMismatchError(
+                got=f"a {self.kind!r} flow, which draws {self.space.name} fields, for {theory}",
+                expected=f"a theory of {self.space.name} fields, or a flow of {theory.space.name} fields",
+                fix="change `kind` in [flow] or `name` in [theory]",
+            )
+        self.theory = theory
         self.config = config
 
     @property
-    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one configuration."""
+        return self.theory.field_shape
+
+    @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of the networks and of the fields."""
+        """Floating-point type of the networks."""
+        return next(self.parameters()).dtype
+
+    @property
+    def field_dtype(self) -> torch.dtype:
+        """Type of the fields that are drawn: that of the networks unless the space says otherwise."""
+        return self.dtype
 
     @property
     def device(self) -> torch.device:
@@ -47,7 +85,7 @@ class Flow(torch.nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw fields and their log density, differentiably.
+        """Draw fields and their log density, differentiably if the flow is reparametrised.
 
         Parameters
         ----------
@@ -59,7 +97,7 @@ class Flow(torch.nn.Module, abc.ABC):
         Returns
         -------
         field
-            ``(n, *shape)``, dtype of the flow.
+            ``(n, *shape)``, of the flow's `field_dtype`.
         log_q
             ``(n,)``, float64, in nats.
         """
@@ -67,6 +105,10 @@ class Flow(torch.nn.Module, abc.ABC):
     @abc.abstractmethod
     def log_prob(self, field: Tensor) -> Tensor:
         """Return log q of given fields ``(n, *shape)``: shape (n,), float64, in nats."""
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw fields without their log density, (n, *shape); cheaper where that takes passes of its own."""
+        return self.sample(n, generator)[0]
 
 
 class BaseDensity(torch.nn.Module, abc.ABC):
@@ -84,12 +126,9 @@ class BaseDensity(torch.nn.Module, abc.ABC):
 class TransportFlow(Flow):
     """A flow that carries a base density along an invertible map: ``forward`` generates, ``inverse`` undoes it."""
 
+    space = RealSpace()
+    reparametrised = True
     base: BaseDensity
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the networks and of the fields."""
-        return next(self.parameters()).dtype
 
     @abc.abstractmethod
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,14 +21,13 @@ import torch
 from torch import Tensor
 
 from flowmc.errors import ParameterError
-from flowmc.flows.base import TransportFlow
+from flowmc.flows.base import DTYPES, TransportFlow
 from flowmc.flows.densities import BASES, build_base
 from flowmc.flows.networks import NETWORKS, build_conditioner
 from flowmc.lattice import checkerboard
+from flowmc.theories import Theory
 
 __all__ = ["CouplingConfig", "CouplingFlow"]
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,8 @@ class CouplingFlow(TransportFlow):
 
     Parameters
     ----------
-    shape
-        Lattice extents.
+    theory
+        The theory of a real field; only its lattice is used.
     config
         Hyper-parameters.
     """
@@ -127,8 +126,9 @@ class CouplingFlow(TransportFlow):
     Config: ClassVar[type] = CouplingConfig
     config: CouplingConfig
 
-    def __init__(self, shape: tuple[int, ...], config: CouplingConfig) -> None:
-        super().__init__(shape, config)
+    def __init__(self, theory: Theory, config: CouplingConfig) -> None:
+        super().__init__(theory, config)
+        shape = theory.shape
         dtype = DTYPES[config.dtype]
         even = checkerboard(shape).reshape(-1)
         sublattices = [np.flatnonzero(even), np.flatnonzero(~even)]

@@ -35,12 +35,12 @@ def describe_flow(flow: Flow) -> dict[str, Any]:
 
 
 def fingerprint(flow: Flow) -> str:
-    """Return the SHA-256 over a flow's code id (kind, configuration, lattice) and its weights, in hexadecimal.
+    """Return the SHA-256 over a flow's code id (kind, configuration, theory) and its weights, in hexadecimal.
 
     Weights are hashed in double precision, which float32 enters exactly: a flow that is only run in a wider type keeps
     its fingerprint.
     """
-    code_id = {"format": FORMAT, "flow": describe_flow(flow), "shape": list(flow.shape)}
+    code_id = {"format": FORMAT, "flow": describe_flow(flow), "theory": flow.theory.describe()}
     digest = hashlib.sha256(json.dumps(code_id, sort_keys=True).encode())
     for name, tensor in sorted(flow.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())

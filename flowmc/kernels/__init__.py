@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from flowmc.kernels.accept import accept, log_ratio
 from flowmc.kernels.base import CycleMember, HybridState, Updates
-from flowmc.kernels.cycle import Cycle, CycleUpdates, flow_only, hmc_only, hybrid
+from flowmc.kernels.blocks import BlockMoves
+from flowmc.kernels.cluster import ClusterKernel, ClusterUpdates
+from flowmc.kernels.cycle import Cycle, CycleUpdates
 from flowmc.kernels.hmc import HMC, HMCInfo, Trajectories
 from flowmc.kernels.independence import FlowProposals, Independence, IndependenceInfo, Proposals
 from flowmc.kernels.integrators import INTEGRATORS, Phase, leapfrog, minimum_norm
+from flowmc.kernels.local import Checkerboard, LocalUpdates
 from flowmc.kernels.tuning import StepSizeTuner
 
 __all__ = [
     "HMC",
     "INTEGRATORS",
+    "BlockMoves",
+    "Checkerboard",
+    "ClusterKernel",
+    "ClusterUpdates",
     "Cycle",
     "CycleMember",
     "CycleUpdates",
@@ -21,15 +28,13 @@ __all__ = [
     "HybridState",
     "Independence",
     "IndependenceInfo",
+    "LocalUpdates",
     "Phase",
     "Proposals",
     "StepSizeTuner",
     "Trajectories",
     "Updates",
     "accept",
-    "flow_only",
-    "hmc_only",
-    "hybrid",
     "leapfrog",
     "log_ratio",
     "minimum_norm",

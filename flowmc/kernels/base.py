@@ -8,24 +8,28 @@ entry where the two do not meet (`flowmc.kernels.cycle`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CycleMember", "HybridState", "Updates"]
+from flowmc.theories import Theory
+
+__all__ = ["CycleMember", "FixedMember", "HybridState", "Updates", "batch_action"]
 
 
 class HybridState(NamedTuple):
     """State of all chains of a run; the structure is the same for every kernel."""
 
     field: jax.Array
-    """Current configurations, (chains, *field_shape)."""
+    """Current configurations, (chains, *field_shape), in the type of the theory's space."""
     action: jax.Array
     """S of the current configurations, (chains,), float64."""
     force: jax.Array
-    """−∂S/∂φ at the current configurations, (chains, *field_shape)."""
+    """−∂S/∂φ at the current configurations, (chains, *field_shape); empty, (chains, 0), where no kernel needs it."""
     log_q: jax.Array
     """log q of the flow at the current configurations, (chains,), float64; −inf where the flow cannot go."""
 
@@ -34,18 +38,49 @@ class Updates(NamedTuple):
     """What happened in ``n`` consecutive updates of all chains; host arrays, (n, chains) unless said otherwise."""
 
     accepted: NDArray[np.bool_]
+    """Whether the update's proposal, or any of them, was accepted; for sweeps and clusters, whether any spin changed."""
+    acceptance: NDArray[np.float32]
+    """Fraction of the update's accept tests that passed; one for a kernel without rejection."""
     action: NDArray[np.float64]
     """S after the update."""
     delta_H: NDArray[np.float64]
-    """Energy violation of the trajectory; NaN for flow proposals."""
+    """Energy violation of the trajectory; NaN for other kernels."""
     log_weight: NDArray[np.float64]
-    """−S − log q of the proposal, −inf for a proposal that is not finite; NaN for trajectories."""
+    """−S − log q of the proposal, −inf for a proposal that is not finite; NaN for kernels other than flow proposals."""
     log_weight_current: NDArray[np.float64]
-    """−S − log q of the state before the update; NaN for trajectories."""
+    """−S − log q of the state before the update; NaN for kernels other than flow proposals."""
+    action_proposed: NDArray[np.float64]
+    """S of the flow's proposal, accepted or not; NaN for other kernels."""
     step_size: NDArray[np.float64]
-    """Molecular-dynamics step, (n,); NaN for flow proposals."""
+    """Molecular-dynamics step, (n,); NaN for other kernels."""
     n_steps: NDArray[np.int64]
-    """Steps of the trajectory, (n,); 0 for flow proposals."""
+    """Steps of the trajectory, (n,); 0 for other kernels."""
+
+    @classmethod
+    def plain(
+        cls, accepted: NDArray[np.bool_], action: NDArray[np.float64], acceptance: NDArray[np.float32] | None = None
+    ) -> Updates:
+        """Return updates that have neither weights nor trajectories.
+
+        Parameters
+        ----------
+        accepted, action
+            As the columns of these names.
+        acceptance
+            As the column of this name; without it every update was one accept test.
+        """
+        nothing = np.full(accepted.shape, np.nan)
+        return cls(
+            accepted,
+            accepted.astype(np.float32) if acceptance is None else acceptance,
+            action,
+            delta_H=nothing,
+            log_weight=nothing,
+            log_weight_current=nothing,
+            action_proposed=nothing,
+            step_size=np.full(len(accepted), np.nan),
+            n_steps=np.zeros(len(accepted), np.int64),
+        )
 
 
 class CycleMember(Protocol):
@@ -84,3 +119,25 @@ class CycleMember(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return the parameters that adaptation does not change, as plain data."""
+
+
+class FixedMember:
+    """What members share that have nothing to adapt: a flow is frozen in production, a sweep has no parameters."""
+
+    def adapted(self, updates: Updates, *, last: bool) -> Self:  # noqa: ARG002
+        """Return the member unchanged."""
+        return self
+
+    def adaptation(self) -> Mapping[str, float]:
+        """Return nothing."""
+        return {}
+
+    def restored(self, adaptation: Mapping[str, float]) -> Self:  # noqa: ARG002
+        """Return the member unchanged."""
+        return self
+
+
+@partial(jax.jit, static_argnames=("theory",))
+def batch_action(theory: Theory, field: jax.Array | NDArray[Any]) -> jax.Array:
+    """Return the action of each chain, (chains,): by one library for all kernels, so that all are rounded alike."""
+    return jnp.asarray(theory.action(jnp.asarray(field)))

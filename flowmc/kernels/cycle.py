@@ -1,4 +1,4 @@
-"""A fixed cycle of kernels: the hybrid of n HMC trajectories and k flow proposals, or either alone.
+"""A fixed cycle of kernels: the hybrid of n HMC trajectories and k flow proposals, or any of the kernels alone.
 
 A fixed sequence of kernels that each leave p = exp(−S)/Z invariant leaves it invariant too (Tierney, Ann. Stat. 22
 (1994) 1701), though the sequence is not reversible. What one member leaves stale and the next one needs is recomputed in
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +20,15 @@ import numpy as np
 
 from flowmc.arrays import check_field, check_finite, require_x64
 from flowmc.errors import ParameterError
-from flowmc.kernels.base import CycleMember, HybridState, Updates
-from flowmc.kernels.hmc import HMC, Trajectories
-from flowmc.kernels.independence import FlowProposals, Independence
-from flowmc.proposals import Proposal
-from flowmc.theories import Theory
+from flowmc.kernels.base import CycleMember, HybridState, Updates, batch_action
+from flowmc.kernels.independence import FlowProposals
+from flowmc.theories import SmoothTheory, Theory
 
-__all__ = ["Cycle", "CycleUpdates", "flow_only", "hmc_only", "hybrid"]
+__all__ = ["Cycle", "CycleUpdates"]
 
 
 @partial(jax.jit, static_argnames=("theory",))
-def _action(theory: Theory, field: jax.Array) -> jax.Array:
-    return jnp.asarray(theory.action(field))
-
-
-@partial(jax.jit, static_argnames=("theory",))
-def _force(theory: Theory, field: jax.Array) -> jax.Array:
+def _force(theory: SmoothTheory, field: jax.Array) -> jax.Array:
     return jnp.asarray(theory.force(field))
 
 
@@ -61,7 +54,8 @@ class Cycle:
     Raises
     ------
     ParameterError
-        If there is no member, a kind comes twice, or flow proposals are not last.
+        If there is no member, a kind comes twice, flow proposals are not last, or they are alone and their support is
+        smaller than the theory's: such a chain cannot reach all of it. (Beside another kernel that is a warning.)
     """
 
     theory: Theory
@@ -74,13 +68,30 @@ class Cycle:
                 got=f"a cycle of {kinds}", expected="one or more kernels of different kinds", fix="merge equal kernels"
             )
 
-        uses_log_q = any("log_q" in member.needs for member in self.members)
-        if uses_log_q and "log_q" not in self.members[-1].leaves:
+        for member in self.members:
+            if isinstance(member, FlowProposals):
+                self._check_flow(member)
+
+    def _check_flow(self, flow: FlowProposals) -> None:
+        if flow is not self.members[-1]:
             raise ParameterError(
-                got=f"a cycle of {kinds}, whose last kernel leaves log q behind",
+                got=f"a cycle of {list(self.kinds)}, whose last kernel leaves log q behind",
                 expected="flow proposals last, so that every state between cycles has the log q of its own draw",
                 fix="put the flow proposals at the end",
             )
+        if flow.proposal.metadata.full_support:
+            return
+        if len(self.members) == 1:
+            raise ParameterError(
+                got="a flow whose support is smaller than the theory's, to propose alone",
+                expected="q > 0 wherever exp(-S) > 0",
+                fix="mix it with a kernel that reaches every field, for example HMC",
+            )
+        # Correct, but slow where the other kernels are outside of the support.
+        warnings.warn(
+            "the flow's support is smaller than the theory's: where the chain is outside of it, proposals are rejected",
+            stacklevel=4,
+        )
 
     @property
     def n_updates(self) -> int:
@@ -93,21 +104,33 @@ class Cycle:
         return tuple(member.kind for member in self.members)
 
     def init(self, field: np.ndarray[Any, np.dtype[Any]]) -> HybridState:
-        """Return the state of chains at these fields (chains, *field_shape), every entry valid.
+        """Return the state of chains at these fields (chains, *field_shape), with every entry valid that is needed.
 
         Raises
         ------
+        ParameterError
+            If a field lies outside the theory's space.
         NonFiniteError
             If a field, its action or its force is not finite.
         """
         require_x64()
         check_field(field, self.theory.field_shape, "starting field")
         fix = "start from another configuration"
+        space, chains = self.theory.space, len(field)
         check_finite(np.asarray(field), "starting field", fix)
-        state = HMC(self.theory).init(jnp.asarray(field))
+        if not (inside := space.contains(np.asarray(field).reshape(chains, -1))).all():
+            raise ParameterError(
+                got=f"{int((~inside).sum())} of {chains} starting fields with numbers that are no {space.name} field",
+                expected=f"fields of {self.theory}",
+                fix=fix,
+            )
+        nothing = jnp.zeros(chains)
+        state = HybridState(jnp.asarray(field, dtype=space.dtype), nothing, jnp.zeros((chains, 0)), nothing)
+        needs = frozenset({"action"}).union(*(member.needs for member in self.members))
+        state = self._refresh(state, needs)
         check_finite(np.asarray(state.action), "action of the starting field", fix)
         check_finite(np.asarray(state.force), "force at the starting field", fix)
-        return self._refresh(state, frozenset().union(*(member.needs for member in self.members)) - {"action", "force"})
+        return state
 
     def prepare(self, block: int, n_cycles: int, n_chains: int) -> tuple[tuple[Any, ...], tuple[float, ...]]:
         """Do the work of a block that does not depend on the state; return it with the seconds of each member."""
@@ -168,8 +191,8 @@ class Cycle:
     def _refresh(self, state: HybridState, entries: frozenset[str], known: jax.Array | None = None) -> HybridState:
         """Recompute entries of the state; ``known`` are the fields to which its log q belongs."""
         refreshers: dict[str, Callable[[], jax.Array]] = {
-            "action": lambda: _action(self.theory, state.field),
-            "force": lambda: _force(self.theory, state.field),
+            "action": lambda: batch_action(self.theory, state.field),
+            "force": lambda: _force(cast(SmoothTheory, self.theory), state.field),
             "log_q": lambda: self._log_q(state, known),
         }
         return state._replace(**{entry: refreshers[entry]() for entry in sorted(entries)})
@@ -185,39 +208,3 @@ class Cycle:
 def _where_moved(known: jax.Array, state: HybridState, log_q: jax.Array) -> jax.Array:
     moved = jnp.any(known != state.field, axis=tuple(range(1, known.ndim)))
     return jnp.where(moved, log_q, state.log_q)
-
-
-def hybrid(trajectories: Trajectories, proposals: FlowProposals) -> Cycle:
-    """Return the cycle of n HMC trajectories followed by k flow proposals.
-
-    Warns if the flow's support is smaller than the theory's: correct, but its proposals are rejected wherever HMC is
-    outside of it.
-    """
-    if not proposals.proposal.metadata.full_support:
-        warnings.warn(
-            "the flow's support is smaller than the theory's: its proposals are rejected while HMC is outside of it",
-            stacklevel=2,
-        )
-    return Cycle(trajectories.kernel.theory, (trajectories, proposals))
-
-
-def hmc_only(trajectories: Trajectories) -> Cycle:
-    """Return plain hybrid Monte Carlo."""
-    return Cycle(trajectories.kernel.theory, (trajectories,))
-
-
-def flow_only(theory: Theory, proposal: Proposal, seed: int, n_proposals: int) -> Cycle:
-    """Return independence Metropolis alone.
-
-    Raises
-    ------
-    ParameterError
-        If the proposal's support is smaller than the theory's: such a chain cannot reach all of it.
-    """
-    if not proposal.metadata.full_support:
-        raise ParameterError(
-            got="a flow whose support is smaller than the theory's, to propose alone",
-            expected="q > 0 wherever exp(-S) > 0",
-            fix='mix it with HMC: kernel = "hybrid"',
-        )
-    return Cycle(theory, (FlowProposals(Independence(theory), proposal, seed, n_proposals),))

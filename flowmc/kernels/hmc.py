@@ -23,7 +23,7 @@ from flowmc.kernels.base import CycleMember, HybridState, Updates
 from flowmc.kernels.integrators import INTEGRATORS, Phase
 from flowmc.kernels.tuning import StepSizeTuner
 from flowmc.seeds import jax_key
-from flowmc.theories import Theory
+from flowmc.theories import SmoothTheory
 
 __all__ = ["HMC", "HMCInfo", "Trajectories"]
 
@@ -53,13 +53,19 @@ class HMC:
     Raises
     ------
     ParameterError
-        If there is no integrator of that name.
+        If there is no integrator of that name, or the theory has no force.
     """
 
-    theory: Theory
+    theory: SmoothTheory
     integrator: str = "minimum_norm"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.theory, SmoothTheory):
+            raise ParameterError(
+                got=f"hybrid Monte Carlo for the theory {self.theory.name!r} of {self.theory.space.name} fields",
+                expected="a theory with a force, of a continuous field",
+                fix='choose another kernel: "heat_bath", "metropolis", "wolff" or "swendsen_wang" for spins',
+            )
         if self.integrator not in INTEGRATORS:
             raise ParameterError(
                 got=f"integrator {self.integrator!r}",
@@ -208,14 +214,8 @@ class Trajectories:
             np.int64(self.n_steps),
             self.n_updates,
         )
-        delta_H = np.asarray(info.delta_H)
-        nothing = np.full_like(delta_H, np.nan)
-        return state, Updates(
-            np.asarray(info.accepted),
-            np.asarray(action),
-            delta_H,
-            log_weight=nothing,
-            log_weight_current=nothing,
+        return state, Updates.plain(np.asarray(info.accepted), np.asarray(action))._replace(
+            delta_H=np.asarray(info.delta_H),
             step_size=np.full(self.n_updates, self.step_size),
             n_steps=np.full(self.n_updates, self.n_steps),
         )

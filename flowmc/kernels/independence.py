@@ -7,7 +7,6 @@ stay out of the sequential loop: it carries one number a chain, and fields are g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.arrays import check_field, require_x64
-from flowmc.errors import LatticeMismatchError, NonFiniteError, ParameterError
+from flowmc.errors import LatticeMismatchError, NonFiniteError, ParameterError, TheoryMismatchError
 from flowmc.kernels.accept import accept, log_ratio
-from flowmc.kernels.base import HybridState, Updates
+from flowmc.kernels.base import FixedMember, HybridState, Updates
 from flowmc.proposals import Proposal
 from flowmc.seeds import fold, numpy_generator
 from flowmc.theories import Theory
@@ -32,13 +31,13 @@ class Proposals(NamedTuple):
     """Pre-drawn proposals for all chains, leading axes (k, chains); each is used once."""
 
     field: jax.Array
-    """(k, chains, *field_shape), float64."""
+    """(k, chains, *field_shape), in the type of the theory's space."""
     action: jax.Array
     """(k, chains), float64."""
     log_q: jax.Array
     """(k, chains), float64."""
     log_weight: jax.Array
-    """(k, chains), float64: −S − log q, −inf where the field, the action or log q is not finite."""
+    """(k, chains), float64: −S − log q, −inf where that is not finite or the field is outside its space."""
     log_u: jax.Array
     """(k, chains), float64: logarithms of uniform numbers on [0, 1)."""
 
@@ -71,7 +70,7 @@ class Independence:
         Parameters
         ----------
         field
-            (k, chains, *field_shape), float64.
+            (k, chains, *field_shape), in the type of the theory's space.
         log_q
             (k, chains), float64.
         log_u
@@ -80,10 +79,9 @@ class Independence:
         lattice = self.theory.field_shape
         flat = field.reshape(-1, *lattice)
         action = self.theory.action(flat).reshape(log_q.shape)
-        finite = (
-            jnp.all(jnp.isfinite(field), axis=tuple(range(2, field.ndim))) & jnp.isfinite(action) & jnp.isfinite(log_q)
-        )
-        log_weight = jnp.where(finite, -action - log_q, -jnp.inf)
+        inside = self.theory.space.contains(field.reshape(*log_q.shape, -1))
+        usable = inside & jnp.isfinite(action) & jnp.isfinite(log_q)
+        log_weight = jnp.where(usable, -action - log_q, -jnp.inf)
         return Proposals(field, action, log_q, log_weight, log_u)
 
     def step(self, state: HybridState, proposals: Proposals) -> tuple[HybridState, IndependenceInfo]:
@@ -145,7 +143,7 @@ def _offer(
 
 
 @dataclass(frozen=True)
-class FlowProposals:
+class FlowProposals(FixedMember):
     """Independence Metropolis as a member of a cycle: ``n_updates`` proposals of a flow for every chain.
 
     The proposals of block b are batch number b of the run, drawn at once before the block starts; what a batch holds
@@ -166,8 +164,8 @@ class FlowProposals:
     ------
     ParameterError
         If there is no proposal in a cycle.
-    LatticeMismatchError
-        If proposal and theory live on different lattices.
+    LatticeMismatchError, TheoryMismatchError
+        If proposal and theory live on different lattices, or in different spaces.
     """
 
     kernel: Independence
@@ -184,11 +182,18 @@ class FlowProposals:
             raise ParameterError(
                 got=f"{self.n_updates} proposals per cycle", expected="at least one", fix="correct `flow_proposals`"
             )
-        event, lattice = self.proposal.metadata.event_shape, self.kernel.theory.field_shape
+        theory = self.kernel.theory
+        if self.proposal.metadata.space != theory.space.name:
+            raise TheoryMismatchError(
+                got=f"a proposal of {self.proposal.metadata.space} fields",
+                expected=f"{theory.space.name} fields, those of {theory}",
+                fix="use a flow that was built for this theory",
+            )
+        event, lattice = self.proposal.metadata.event_shape, theory.field_shape
         if tuple(event) != tuple(lattice):
             raise LatticeMismatchError(
                 got=f"a proposal for fields of shape {tuple(event)}",
-                expected=f"{tuple(lattice)}, the field of {self.kernel.theory}",
+                expected=f"{tuple(lattice)}, the field of {theory}",
                 fix="use a flow that was built for this lattice",
             )
 
@@ -203,7 +208,7 @@ class FlowProposals:
             log_u = np.log(uniform)
         weighed: Proposals = _weigh(
             self.kernel,
-            jnp.asarray(field.astype(np.float64).reshape(k, n_chains, *field.shape[1:])),
+            jnp.asarray(field.astype(self.kernel.theory.space.dtype).reshape(k, n_chains, *field.shape[1:])),
             jnp.asarray(log_q.reshape(k, n_chains)),
             jnp.asarray(log_u),
         )
@@ -214,14 +219,10 @@ class FlowProposals:
         state, info = _offer(self.kernel, state, prepared, np.int64(index * self.n_updates), self.n_updates)
         mine = slice(index * self.n_updates, (index + 1) * self.n_updates)
         accepted = np.asarray(info.accepted)
-        return state, Updates(
-            accepted,
-            np.asarray(info.action),
-            delta_H=np.full(accepted.shape, np.nan),
+        return state, Updates.plain(accepted, np.asarray(info.action))._replace(
             log_weight=np.asarray(prepared.log_weight[mine]),
             log_weight_current=np.asarray(info.log_weight_current),
-            step_size=np.full(self.n_updates, np.nan),
-            n_steps=np.zeros(self.n_updates, np.int64),
+            action_proposed=np.asarray(prepared.action[mine]),
         )
 
     def log_prob(self, field: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -241,18 +242,6 @@ class FlowProposals:
                 fix="certify the flow; its inverse pass breaks down on these configurations",
             )
         return log_q
-
-    def adapted(self, updates: Updates, *, last: bool) -> FlowProposals:  # noqa: ARG002
-        """Return the member unchanged: flows are frozen in production."""
-        return self
-
-    def adaptation(self) -> Mapping[str, float]:
-        """Return nothing: flows are frozen in production."""
-        return {}
-
-    def restored(self, adaptation: Mapping[str, float]) -> FlowProposals:  # noqa: ARG002
-        """Return the member unchanged."""
-        return self
 
     def describe(self) -> dict[str, Any]:
         """Return the flow's fingerprint and the number of proposals."""

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 
-from flowmc.theories.base import FieldSpace
+from flowmc.theories.spaces import ContinuousSpace
 
 __all__ = ["INTEGRATORS", "Integrator", "Phase", "leapfrog", "minimum_norm"]
 
@@ -34,12 +34,12 @@ class Integrator(Protocol):
     """Integrate for ``n_steps`` steps of fictitious time ``step_size``; the momentum is not flipped at the end."""
 
     def __call__(
-        self, space: FieldSpace, force: Force, phase: Phase, step_size: jax.Array, n_steps: jax.Array
+        self, space: ContinuousSpace, force: Force, phase: Phase, step_size: jax.Array, n_steps: jax.Array
     ) -> Phase:
         """Return the end point."""
 
 
-def leapfrog(space: FieldSpace, force: Force, phase: Phase, step_size: jax.Array, n_steps: jax.Array) -> Phase:
+def leapfrog(space: ContinuousSpace, force: Force, phase: Phase, step_size: jax.Array, n_steps: jax.Array) -> Phase:
     """Integrate with the leapfrog (velocity Verlet) scheme: kick ½, drift 1, kick ½.
 
     Parameters
@@ -70,7 +70,7 @@ def leapfrog(space: FieldSpace, force: Force, phase: Phase, step_size: jax.Array
     return end
 
 
-def minimum_norm(space: FieldSpace, force: Force, phase: Phase, step_size: jax.Array, n_steps: jax.Array) -> Phase:
+def minimum_norm(space: ContinuousSpace, force: Force, phase: Phase, step_size: jax.Array, n_steps: jax.Array) -> Phase:
     """Integrate with the second-order minimum-norm scheme: kick ξ, drift ½, kick 1 − 2ξ, drift ½, kick ξ.
 
     At equal cost its energy violation is about a third of leapfrog's. Parameters as in `leapfrog`.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from flowmc.proposals.base import Proposal, ProposalMetadata, TransportProposal
+from flowmc.proposals.base import BlockProposal, Proposal, ProposalMetadata, TransportProposal
 from flowmc.proposals.certificate import Certificate, Check, certify
-from flowmc.proposals.flow import FlowProposal, TransportFlowProposal, as_proposal
+from flowmc.proposals.flow import BlockFlowProposal, FlowProposal, TransportFlowProposal, as_proposal
 
 __all__ = [
+    "BlockFlowProposal",
+    "BlockProposal",
     "Certificate",
     "Check",
     "FlowProposal",

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Proposal", "ProposalMetadata", "TransportProposal"]
+__all__ = ["BlockProposal", "Proposal", "ProposalMetadata", "TransportProposal"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class ProposalMetadata:
     full_support
         Whether q > 0 wherever the theory's density is. A flow without it can sample correctly only beside another
         kernel: alone it is refused.
+    space
+        Name of the space that the fields live in, a key of `flowmc.theories.SPACES`.
     """
 
     event_shape: tuple[int, ...]
@@ -42,6 +44,7 @@ class ProposalMetadata:
     exact: bool
     fingerprint: str
     full_support: bool = True
+    space: str = "real"
 
 
 @runtime_checkable
@@ -52,10 +55,10 @@ class Proposal(Protocol):
     def metadata(self) -> ProposalMetadata:
         """What the proposal says of itself."""
 
-    def sample(self, seed: int, n: int) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
+    def sample(self, seed: int, n: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
         """Draw ``n`` fields, (n, *event_shape), and log q, (n,) float64; the result depends on (seed, n) alone."""
 
-    def log_prob(self, field: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    def log_prob(self, field: NDArray[Any]) -> NDArray[np.float64]:
         """Return log q of fields (n, *event_shape): (n,) float64, −inf outside the support."""
 
 
@@ -71,3 +74,23 @@ class TransportProposal(Proposal, Protocol):
 
     def jacobian(self, latent: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         """Return ∂φ/∂z of the map as run at one base point (event_shape): (V, V), by automatic differentiation."""
+
+
+@runtime_checkable
+class BlockProposal(Proposal, Protocol):
+    """Optional capability: the inside of a block of spins can be drawn anew, given the spins around it."""
+
+    @property
+    def block_sides(self) -> tuple[int, ...]:
+        """Sides of the blocks, from large to small."""
+
+    def resample_blocks(
+        self, field: NDArray[np.int8], side: int, seed: int
+    ) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
+        """Draw the inside of every block anew; see `flowmc.flows.hierarchical.HierarchicalFlow.resample_blocks`.
+
+        Returns
+        -------
+        The new spins (n, L, L) and the log probabilities of the new and the old inside of each block, given its border,
+        each (n, L / (side + 1), L / (side + 1)), float64. One component's, never an average over symmetries.
+        """

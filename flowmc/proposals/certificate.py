@@ -4,11 +4,10 @@ A flow whose log q is off by δ nats samples exp(−S) e^{δ(φ)} instead of exp
 every proposal is measured before production, and refused with the reason if a check fails:
 
 - forward log q against ``log_prob`` of the same fields, as quantiles in nats;
-- the draws against the density: by partial integration any density on real fields obeys ⟨φ·∂ log q⟩ = −V and, for a
-  fixed direction u, ⟨(u·φ)(u·∂ log q)⟩ = −|u|² and ⟨u·∂ log q⟩ = 0, over its own draws. A base that draws too wide, or
-  noise of the wrong shape, shows nowhere else: forward and inverse pass agree, and the weights are self-consistent.
-  (Not for a flow of narrow support, whose boundary spoils the identities. Nor do they, or any local check, see how much
-  weight a density gives to modes that its draws never reach.)
+- the draws against the density, by identities that every density obeys over its own draws (`flowmc.proposals.closure`).
+  (Not for a flow of real fields with narrow support, whose boundary spoils the identities. Nor do they, or any local
+  check, see how much weight a density gives to modes that its draws never reach.)
+- for spins on at most 16 sites, the sum of the probabilities of all configurations;
 - repetition: the same call twice, and training-mode layers or random trace estimates give themselves away;
 - batch size: the same fields in a batch, in halves and alone;
 - log-determinant against the full Jacobian of the discrete map as run, at a few points (V ≤ 4096);
@@ -26,7 +25,9 @@ from numpy.typing import NDArray
 
 from flowmc.errors import CertificateError
 from flowmc.proposals.base import Proposal, TransportProposal
-from flowmc.seeds import fold, numpy_generator
+from flowmc.proposals.closure import CLOSURES, ENUMERATED_SITES, total_probability
+from flowmc.seeds import fold
+from flowmc.theories import SPACES
 
 __all__ = ["Certificate", "Check", "certify"]
 
@@ -34,9 +35,6 @@ JACOBIAN_VOLUME = 4096
 # Two-sided probability 6e-7 a score: a good flow fails about once in a hundred thousand certificates.
 CLOSURE_SCORE = 5.0
 CLOSURE_DRAWS = 2000
-CLOSURE_DIRECTIONS = 2
-# Relative step of the directional derivatives of log q: small against the field, large against float32's rounding.
-CLOSURE_STEP = 1e-3
 # Largest tolerated discrepancies in nats: rounding of a deep network in its own precision, with a margin of ten over
 # what 32 coupling layers show (forward against inverse pass, the worst case), and of a log-determinant summed in it.
 TOLERANCES = {"float32": 2e-2, "float64": 1e-8}
@@ -118,7 +116,7 @@ def certify(
     n_jacobian: int = 3,
     tolerance: float | None = None,
 ) -> Certificate:
-    """Measure a proposal of real fields and return its certificate; `Certificate.require` refuses a failed one.
+    """Measure a proposal and return its certificate; `Certificate.require` refuses a failed one.
 
     Parameters
     ----------
@@ -137,8 +135,9 @@ def certify(
     """
     metadata = proposal.metadata
     limit = TOLERANCES[metadata.dtype] if tolerance is None else tolerance
+    space = SPACES[metadata.space]
     fields, log_q = proposal.sample(fold(seed, "finite"), n_finite)
-    finite = np.isfinite(log_q) & np.isfinite(fields).reshape(n_finite, -1).all(axis=1)
+    finite = np.isfinite(log_q) & space.contains(fields.reshape(n_finite, -1))
     bad = int(n_finite - np.count_nonzero(finite))
     checks = [
         Check("finite draws", bad, 0, "draws", bad == 0, f"{n_finite} draws"),
@@ -148,9 +147,11 @@ def certify(
     fields, log_q = fields[finite], log_q[finite]
     if len(fields):
         checks += _density_checks(proposal, fields[:n_compare], log_q[:n_compare], limit)
-        if metadata.full_support:
+        if metadata.full_support or metadata.space != "real":
             checks.append(_closure(proposal, fields[:CLOSURE_DRAWS], fold(seed, "closure")))
         checks.append(_repetition(proposal, fold(seed, "repetition"), min(n_compare, 64)))
+    if metadata.space == "spin" and np.prod(metadata.event_shape) <= ENUMERATED_SITES:
+        checks.append(_normalisation(proposal, limit))
     if isinstance(proposal, TransportProposal) and np.prod(metadata.event_shape) <= JACOBIAN_VOLUME:
         checks.append(_jacobian(proposal, fold(seed, "jacobian"), n_jacobian, limit))
     return Certificate(metadata.fingerprint, metadata.dtype, tuple(checks))
@@ -169,9 +170,7 @@ def _discrepancy(name: str, one: NDArray[np.float64], other: NDArray[np.float64]
     return Check(name, worst, limit, "nats", worst <= limit, detail)
 
 
-def _density_checks(
-    proposal: Proposal, fields: NDArray[np.floating[Any]], log_q: NDArray[np.float64], limit: float
-) -> list[Check]:
+def _density_checks(proposal: Proposal, fields: NDArray[Any], log_q: NDArray[np.float64], limit: float) -> list[Check]:
     log_prob = proposal.log_prob(fields)
     again = proposal.log_prob(fields)
     half = len(fields) // 2
@@ -186,25 +185,21 @@ def _density_checks(
     ]
 
 
-def _closure(proposal: Proposal, fields: NDArray[np.floating[Any]], seed: int) -> Check:
-    n, volume = len(fields), fields[0].size
-    directions = numpy_generator(seed).standard_normal((CLOSURE_DIRECTIONS, *fields.shape[1:]))
-    directions *= fields.std() / directions.std(axis=tuple(range(1, directions.ndim)), keepdims=True)
-
-    def slope(shift: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        ends = [proposal.log_prob((fields + sign * CLOSURE_STEP * shift).astype(fields.dtype)) for sign in (1, -1)]
-        return (ends[0] - ends[1]) / (2 * CLOSURE_STEP)
-
-    samples = [slope(fields) + volume]
-    for direction in directions:
-        along = (fields * direction).reshape(n, -1).sum(1)
-        derivative = slope(np.broadcast_to(direction, fields.shape))
-        samples += [derivative, along * derivative + float((direction**2).sum())]
-    scores = np.array([sample.mean() / (sample.std(ddof=1) / np.sqrt(n)) for sample in samples])
+def _closure(proposal: Proposal, fields: NDArray[Any], seed: int) -> Check:
+    identities = CLOSURES[proposal.metadata.space](proposal, fields, seed)
+    scores = {name: identity.score for name, identity in identities.items()}
     # NaN must fail, not compare false and pass.
-    worst = float(np.abs(scores).max()) if np.isfinite(scores).all() else float("inf")
-    detail = f"<phi d log q> + V = {samples[0].mean():.2g}, {len(scores)} identities on {n} draws"
-    return Check("draws against their density", worst, CLOSURE_SCORE, "sigma", worst <= CLOSURE_SCORE, detail)
+    finite = np.isfinite(list(scores.values())).all()
+    worst = max(scores, key=lambda name: abs(scores[name])) if finite else "not finite"
+    value = abs(scores[worst]) if finite else float("inf")
+    detail = f"worst: {worst}, {len(scores)} identities on {len(fields)} draws"
+    return Check("draws against their density", value, CLOSURE_SCORE, "sigma", value <= CLOSURE_SCORE, detail)
+
+
+def _normalisation(proposal: Proposal, limit: float) -> Check:
+    excess = abs(total_probability(proposal) - 1)
+    detail = f"all 2^{int(np.prod(proposal.metadata.event_shape))} configurations"
+    return Check("total probability minus one", excess, limit, "", excess <= limit, detail)
 
 
 def _repetition(proposal: Proposal, seed: int, n: int) -> Check:

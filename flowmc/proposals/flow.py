@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from flowmc.errors import ParameterError
-from flowmc.flows import Flow, TransportFlow, fingerprint
+from flowmc.flows import Flow, HierarchicalFlow, TransportFlow, fingerprint
 from flowmc.proposals.base import ProposalMetadata
 from flowmc.seeds import torch_generator
 
-__all__ = ["FlowProposal", "TransportFlowProposal", "as_proposal"]
+__all__ = ["BlockFlowProposal", "FlowProposal", "TransportFlowProposal", "as_proposal"]
 
 # Draws per call of the network: large enough to amortise the call, small enough that activations stay in cache.
 CHUNK = 1024
@@ -36,6 +36,7 @@ class FlowProposal:
             deterministic=True,
             exact=flow.exact,
             fingerprint=fingerprint(flow),
+            space=flow.space.name,
         )
 
     @property
@@ -43,7 +44,7 @@ class FlowProposal:
         """What the flow says of itself."""
         return self._metadata
 
-    def sample(self, seed: int, n: int) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
+    def sample(self, seed: int, n: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
         """Draw ``n`` fields and log q; see `Proposal.sample`."""
         if n < 1:
             raise ParameterError(got=f"n = {n} draws", expected="at least one", fix="ask for a positive number")
@@ -57,7 +58,7 @@ class FlowProposal:
                 log_qs.append(log_q.cpu().numpy())
         return np.concatenate(fields), np.concatenate(log_qs)
 
-    def log_prob(self, field: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    def log_prob(self, field: NDArray[Any]) -> NDArray[np.float64]:
         """Return log q of fields; see `Proposal.log_prob`."""
         with torch.inference_mode():
             parts = [
@@ -66,9 +67,9 @@ class FlowProposal:
             ]
         return np.concatenate(parts)
 
-    def _tensor(self, array: NDArray[np.floating[Any]]) -> torch.Tensor:
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         # A copy: the array may be a read-only view of another library's buffer.
-        return torch.tensor(np.asarray(array), dtype=self._flow.dtype, device=self._flow.device)
+        return torch.tensor(np.asarray(array), dtype=self._flow.field_dtype, device=self._flow.device)
 
 
 class TransportFlowProposal(FlowProposal):
@@ -106,6 +107,31 @@ class TransportFlowProposal(FlowProposal):
         return result
 
 
+class BlockFlowProposal(FlowProposal):
+    """A hierarchical flow as a proposal: it can also draw the insides of blocks anew."""
+
+    _flow: HierarchicalFlow
+
+    def __init__(self, flow: HierarchicalFlow) -> None:
+        super().__init__(flow)
+
+    @property
+    def block_sides(self) -> tuple[int, ...]:
+        """Sides of the blocks, from large to small."""
+        return self._flow.block_sides
+
+    def resample_blocks(
+        self, field: NDArray[np.int8], side: int, seed: int
+    ) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
+        """Draw the inside of every block anew; see `BlockProposal.resample_blocks`."""
+        with torch.inference_mode():
+            generator = torch_generator(seed, device=self._flow.device)
+            new, log_new, log_old = self._flow.resample_blocks(self._tensor(field), side, generator)
+        return new.cpu().numpy(), log_new.cpu().numpy(), log_old.cpu().numpy()
+
+
 def as_proposal(flow: Flow) -> FlowProposal:
     """Wrap a built-in flow as the proposal with all the capabilities that it has."""
-    return TransportFlowProposal(flow) if isinstance(flow, TransportFlow) else FlowProposal(flow)
+    if isinstance(flow, TransportFlow):
+        return TransportFlowProposal(flow)
+    return BlockFlowProposal(flow) if isinstance(flow, HierarchicalFlow) else FlowProposal(flow)

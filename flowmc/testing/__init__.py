@@ -13,21 +13,28 @@ The kit (`flowmc.testing.exactness`) tests a Markov kernel of any origin against
 
 from __future__ import annotations
 
-from flowmc.testing.exactness import ExactStart, acceptance_probabilities, exact_start_scores
+from flowmc.testing.exactness import ExactStart, acceptance_probabilities, counts_p_value, exact_start_scores
 from flowmc.testing.flows import FlowContract
 from flowmc.testing.kernels import KernelContract
 from flowmc.testing.proposals import GaussianProposal, ProposalContract
+from flowmc.testing.spins import EnumeratedIsing, enumerate_spins, ising_start, transfer_matrix_draws
 from flowmc.testing.stores import StoreContract
-from flowmc.testing.theories import TheoryContract
+from flowmc.testing.theories import SmoothTheoryContract, TheoryContract
 
 __all__ = [
+    "EnumeratedIsing",
     "ExactStart",
     "FlowContract",
     "GaussianProposal",
     "KernelContract",
     "ProposalContract",
+    "SmoothTheoryContract",
     "StoreContract",
     "TheoryContract",
     "acceptance_probabilities",
+    "counts_p_value",
+    "enumerate_spins",
     "exact_start_scores",
+    "ising_start",
+    "transfer_matrix_draws",
 ]

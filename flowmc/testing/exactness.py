@@ -12,15 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from flowmc.errors import ParameterError
 
-__all__ = ["ExactStart", "acceptance_probabilities", "exact_start_scores"]
+__all__ = ["ExactStart", "acceptance_probabilities", "counts_p_value", "exact_start_scores"]
 
 Array = NDArray[np.float64]
+
+ROUNDING = 1e-12
+# Below this expected number a count is not near enough to normal.
+RARE = 10
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,12 @@ class ExactStart:
         Functions of fields, each (n,); their distribution under the target is compared.
     """
 
-    draw: Callable[[np.random.Generator, int], Array]
-    observables: Mapping[str, Callable[[Array], Array]]
+    draw: Callable[[np.random.Generator, int], NDArray[Any]]
+    observables: Mapping[str, Callable[[NDArray[Any]], Array]]
 
 
 def exact_start_scores(
-    target: ExactStart, kernel: Callable[[Array], Array], generator: np.random.Generator, n: int
+    target: ExactStart, kernel: Callable[[NDArray[Any]], NDArray[Any]], generator: np.random.Generator, n: int
 ) -> dict[str, float]:
     """Return z-scores of observables after a kernel was applied to exact draws of its target.
 
@@ -74,7 +80,9 @@ def exact_start_scores(
         for moment in (1, 2):
             a, b = one**moment, other**moment
             error = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / n)
-            scores[f"{name}^{moment}"] = float((a.mean() - b.mean()) / error)
+            # What is the same number everywhere, as the square of a spin is, deviates by rounding, which is no noise.
+            floor = ROUNDING * max(1.0, float(np.abs(b).max()))
+            scores[f"{name}^{moment}"] = float((a.mean() - b.mean()) / max(error, floor))
     return scores
 
 
@@ -98,3 +106,27 @@ def acceptance_probabilities(accepts: Callable[[Array], NDArray[np.bool_]], n: i
         yes = accepts(np.log(middle))
         low, high = np.where(yes, middle, low), np.where(yes, high, middle)
     return 0.5 * (low + high)
+
+
+def counts_p_value(counts: NDArray[np.integer[Any]], expected: NDArray[np.floating[Any]]) -> float:
+    """Return the p-value of Pearson's χ² test of independent draws that fall into cells.
+
+    Parameters
+    ----------
+    counts
+        Number of draws in each cell, (cells,).
+    expected
+        Expected number in each cell, (cells,), with the same sum; cells with few are counted together.
+
+    Returns
+    -------
+    Probability of a χ² as large or larger; zero where a draw fell into an impossible cell.
+    """
+    if np.any(counts[expected <= 0]):
+        return 0.0
+    rare = expected < RARE
+    grouped = np.append(expected[~rare], expected[rare].sum())
+    found = np.append(counts[~rare], counts[rare].sum())
+    possible = grouped > 0
+    deviation = (found - grouped)[possible] ** 2 / grouped[possible]
+    return float(chi2.sf(deviation.sum(), max(deviation.size - 1, 1)))

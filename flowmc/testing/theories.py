@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from flowmc.errors import LatticeMismatchError
-from flowmc.theories import Theory, from_description
+from flowmc.theories import SmoothTheory, Theory, from_description
+from flowmc.theories.base import STARTS
 
-__all__ = ["TheoryContract"]
+__all__ = ["SmoothTheoryContract", "TheoryContract"]
 
 
 class TheoryContract:
@@ -25,44 +28,44 @@ class TheoryContract:
         raise NotImplementedError
 
     @pytest.fixture
-    def field(self, theory: Theory) -> np.ndarray:
+    def field(self, theory: Theory) -> NDArray[Any]:
         """Five rough fields, so that every term of the action counts."""
-        return theory.start(np.random.default_rng(7), 5, "hot") * np.linspace(0.5, 2, 5).reshape(
-            -1, *[1] * len(theory.field_shape)
-        )
+        field = theory.start(np.random.default_rng(7), 5, "hot")
+        if theory.space.bounded:
+            # A disordered start is as rough as such fields get.
+            return field
+        scaled: NDArray[Any] = field * np.linspace(0.5, 2, 5).reshape(-1, *[1] * len(theory.field_shape))
+        return scaled
 
-    def test_action_is_the_same_in_every_library(self, theory: Theory, field: np.ndarray) -> None:
+    def test_action_is_the_same_in_every_library(self, theory: Theory, field: NDArray[Any]) -> None:
         reference = theory.action(field)
         assert reference.shape == (5,)
         assert reference.dtype == np.float64
         np.testing.assert_allclose(theory.action(torch.tensor(field)).numpy(), reference, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(jax.jit(theory.action)(jnp.asarray(field)), reference, rtol=1e-12, atol=1e-12)
 
-    def test_action_of_float32_is_summed_in_float64(self, theory: Theory, field: np.ndarray) -> None:
+    def test_action_of_float32_is_summed_in_float64(self, theory: Theory, field: NDArray[Any]) -> None:
         assert theory.action(field.astype(np.float32)).dtype == np.float64
         assert theory.action(torch.tensor(field, dtype=torch.float32)).dtype == torch.float64
 
-    def test_force_is_minus_the_gradient(self, theory: Theory, field: np.ndarray) -> None:
-        leaf = torch.tensor(field, requires_grad=True)
-        (gradient,) = torch.autograd.grad(theory.action(leaf).sum(), leaf)
-        np.testing.assert_allclose(theory.force(field), -gradient.numpy(), rtol=1e-11, atol=1e-11)
-        by_jax = jax.grad(lambda x: theory.action(x).sum())(jnp.asarray(field))
-        np.testing.assert_allclose(jax.jit(theory.force)(jnp.asarray(field)), -by_jax, rtol=1e-11, atol=1e-11)
-
-    def test_force_has_the_type_of_the_field(self, theory: Theory, field: np.ndarray) -> None:
-        assert theory.force(field.astype(np.float32)).dtype == np.float32
-
-    def test_configurations_of_a_batch_are_independent(self, theory: Theory, field: np.ndarray) -> None:
+    def test_configurations_of_a_batch_are_independent(self, theory: Theory, field: NDArray[Any]) -> None:
         alone = np.concatenate([theory.action(field[i : i + 1]) for i in range(len(field))])
         np.testing.assert_allclose(theory.action(field), alone, rtol=1e-13)
 
-    def test_action_is_translation_invariant(self, theory: Theory, field: np.ndarray) -> None:
+    def test_action_is_translation_invariant(self, theory: Theory, field: NDArray[Any]) -> None:
         for axis in range(1, len(theory.shape) + 1):
             np.testing.assert_allclose(theory.action(np.roll(field, 1, axis=axis)), theory.action(field), rtol=1e-12)
 
-    def test_virial_is_field_times_gradient(self, theory: Theory, field: np.ndarray) -> None:
-        expected = -(field * theory.force(field)).reshape(5, -1).sum(1)
-        np.testing.assert_allclose(theory.virial(field), expected, rtol=1e-12)
+    def test_identities_are_the_same_in_every_library(self, theory: Theory, field: NDArray[Any]) -> None:
+        identities = theory.identities()
+        assert identities, "a theory without any identity cannot be monitored"
+        for name, identity in identities.items():
+            reference = np.asarray(identity(field))
+            assert reference.shape == (5,), name
+            assert reference.dtype == np.float64, name
+            assert np.isfinite(reference).all(), name
+            by_jax = jax.jit(identity)(jnp.asarray(field))
+            np.testing.assert_allclose(by_jax, reference, rtol=1e-11, atol=1e-11, err_msg=name)
 
     def test_description_rebuilds_the_theory(self, theory: Theory) -> None:
         assert from_description(theory.describe()) == theory
@@ -72,15 +75,47 @@ class TheoryContract:
         with pytest.raises(dataclasses.FrozenInstanceError):
             theory.shape = (2, 2)
 
-    def test_starts_are_finite_fields(self, theory: Theory) -> None:
-        for kind in ("cold", "hot"):
-            start = theory.start(np.random.default_rng(3), 4, kind)
-            assert start.shape == (4, *theory.field_shape)
-            assert np.isfinite(theory.action(start)).all()
+    @pytest.mark.parametrize("kind", STARTS)
+    def test_starts_are_fields_of_the_space(self, theory: Theory, kind: str) -> None:
+        start = theory.start(np.random.default_rng(3), 4, kind)
+        assert start.shape == (4, *theory.field_shape)
+        assert start.dtype == theory.space.dtype
+        assert np.all(theory.space.contains(start.reshape(4, -1)))
+        assert np.isfinite(theory.action(start)).all()
 
-    def test_wrong_shape_is_refused(self, theory: Theory, field: np.ndarray) -> None:
+    def test_wrong_shape_is_refused(self, theory: Theory, field: NDArray[Any]) -> None:
         for wrong in (field[:, 1:], field[0]):
             with pytest.raises(LatticeMismatchError, match="expected"):
                 theory.action(wrong)
+            for identity in theory.identities().values():
+                with pytest.raises(LatticeMismatchError, match="expected"):
+                    identity(wrong)
+
+
+class SmoothTheoryContract(TheoryContract):
+    """Tests of a `SmoothTheory`; provide the fixture ``theory``."""
+
+    @pytest.fixture
+    def theory(self) -> SmoothTheory:
+        """Return the theory under test."""
+        raise NotImplementedError
+
+    def test_force_is_minus_the_gradient(self, theory: SmoothTheory, field: NDArray[Any]) -> None:
+        leaf = torch.tensor(field, requires_grad=True)
+        (gradient,) = torch.autograd.grad(theory.action(leaf).sum(), leaf)
+        np.testing.assert_allclose(theory.force(field), -gradient.numpy(), rtol=1e-11, atol=1e-11)
+        by_jax = jax.grad(lambda x: theory.action(x).sum())(jnp.asarray(field))
+        np.testing.assert_allclose(jax.jit(theory.force)(jnp.asarray(field)), -by_jax, rtol=1e-11, atol=1e-11)
+
+    def test_force_has_the_type_of_the_field(self, theory: SmoothTheory, field: NDArray[Any]) -> None:
+        assert theory.force(field.astype(np.float32)).dtype == np.float32
+
+    def test_force_of_a_wrong_shape_is_refused(self, theory: SmoothTheory, field: NDArray[Any]) -> None:
+        for wrong in (field[:, 1:], field[0]):
             with pytest.raises(LatticeMismatchError, match="expected"):
                 theory.force(wrong)
+
+    def test_virial_is_field_times_gradient(self, theory: SmoothTheory, field: NDArray[Any]) -> None:
+        expected = -(field * theory.force(field)).reshape(5, -1).sum(1)
+        np.testing.assert_allclose(theory.virial(field), expected, rtol=1e-12)
+        assert "virial" in theory.identities()

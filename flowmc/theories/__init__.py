@@ -6,13 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowmc.errors import ConfigError
-from flowmc.theories.base import FieldSpace, RealSpace, Theory
+from flowmc.theories.base import SmoothTheory, Theory
 from flowmc.theories.free import FreeScalar
+from flowmc.theories.ising import Ising
 from flowmc.theories.phi4 import Phi4
+from flowmc.theories.spaces import SPACES, ContinuousSpace, FieldSpace, RealSpace, SpinSpace
 
-__all__ = ["THEORIES", "FieldSpace", "FreeScalar", "Phi4", "RealSpace", "Theory", "from_description"]
+__all__ = [
+    "SPACES",
+    "THEORIES",
+    "ContinuousSpace",
+    "FieldSpace",
+    "FreeScalar",
+    "Ising",
+    "Phi4",
+    "RealSpace",
+    "SmoothTheory",
+    "SpinSpace",
+    "Theory",
+    "from_description",
+]
 
-THEORIES: dict[str, type[Theory]] = {theory.name: theory for theory in (FreeScalar, Phi4)}
+THEORIES: dict[str, type[Theory]] = {theory.name: theory for theory in (FreeScalar, Ising, Phi4)}
 """Every theory by its name in run descriptions and files."""
 
 

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from flowmc.arrays import Array, batch_axes, check_field, namespace
 from flowmc.errors import ParameterError
-from flowmc.lattice import checked_shape, momentum_squared
-from flowmc.theories.base import FieldSpace, RealSpace, Theory
-from flowmc.theories.phi4 import neighbour_sum
+from flowmc.lattice import checked_shape, momentum_squared, neighbour_sum
+from flowmc.theories.base import SmoothTheory
+from flowmc.theories.spaces import ContinuousSpace, RealSpace
 
 __all__ = ["FreeScalar"]
 
 
 @dataclass(frozen=True)
-class FreeScalar(Theory):
+class FreeScalar(SmoothTheory):
     """Free scalar field with S = Σ_x [Σ_μ (φ(x+μ) − φ(x))² + m² φ²], in the normalisation of `Phi4` at λ = 0.
 
     Parameters
@@ -45,7 +45,7 @@ class FreeScalar(Theory):
 
     name: ClassVar[str] = "free_scalar"
     convention: ClassVar[str] = "S = sum_x [ sum_mu (phi(x+mu) - phi(x))^2 + mass^2 phi^2 ], p = exp(-S)"
-    space: ClassVar[FieldSpace] = RealSpace()
+    space: ClassVar[ContinuousSpace] = RealSpace()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", checked_shape(self.shape))
@@ -63,7 +63,7 @@ class FreeScalar(Theory):
         return xp.sum(density, axis=batch_axes(self.shape), dtype=xp.float64)
 
     def force(self, field: Array) -> Array:
-        """Return −∂S/∂φ = 2 Σ_μ [φ(x+μ) + φ(x−μ) − 2φ(x)] − 2 m² φ; see `Theory.force`."""
+        """Return −∂S/∂φ = 2 Σ_μ [φ(x+μ) + φ(x−μ) − 2φ(x)] − 2 m² φ; see `SmoothTheory.force`."""
         check_field(field, self.shape)
         dimensions = len(self.shape)
         return 2 * neighbour_sum(field, dimensions) - 2 * (2 * dimensions + self.mass**2) * field

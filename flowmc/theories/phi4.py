@@ -17,23 +17,15 @@ from typing import ClassVar
 
 from flowmc.arrays import Array, batch_axes, check_field, namespace
 from flowmc.errors import ParameterError
-from flowmc.lattice import checked_shape
-from flowmc.theories.base import FieldSpace, RealSpace, Theory
+from flowmc.lattice import checked_shape, neighbour_sum
+from flowmc.theories.base import SmoothTheory
+from flowmc.theories.spaces import ContinuousSpace, RealSpace
 
-__all__ = ["Phi4", "neighbour_sum"]
-
-
-def neighbour_sum(field: Array, dimensions: int) -> Array:
-    """Return Σ_μ [φ(x+μ) + φ(x−μ)] over the last ``dimensions`` axes of a field, same shape."""
-    xp = namespace(field)
-    total = xp.zeros_like(field)
-    for axis in range(-dimensions, 0):
-        total = total + xp.roll(field, -1, axis=axis) + xp.roll(field, 1, axis=axis)
-    return total
+__all__ = ["Phi4"]
 
 
 @dataclass(frozen=True)
-class Phi4(Theory):
+class Phi4(SmoothTheory):
     """φ⁴ theory with S = Σ_x [(2d + m²) φ² + λ φ⁴ − 2 Σ_μ φ(x) φ(x+μ)].
 
     Parameters
@@ -65,7 +57,7 @@ class Phi4(Theory):
         "S = sum_x [ sum_mu (2 phi(x)^2 - phi(x) phi(x+mu) - phi(x) phi(x-mu)) + m2 phi^2 + lam phi^4 ], "
         "p = exp(-S), as in arXiv:1904.12072"
     )
-    space: ClassVar[FieldSpace] = RealSpace()
+    space: ClassVar[ContinuousSpace] = RealSpace()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", checked_shape(self.shape))
@@ -150,7 +142,7 @@ class Phi4(Theory):
         return xp.sum(density, axis=batch_axes(self.shape), dtype=xp.float64)
 
     def force(self, field: Array) -> Array:
-        """Return −∂S/∂φ = −2(2d + m²) φ − 4λ φ³ + 2 Σ_μ [φ(x+μ) + φ(x−μ)]; see `Theory.force`."""
+        """Return −∂S/∂φ = −2(2d + m²) φ − 4λ φ³ + 2 Σ_μ [φ(x+μ) + φ(x−μ)]; see `SmoothTheory.force`."""
         check_field(field, self.shape)
         dimensions = len(self.shape)
         local = field * (2 * (2 * dimensions + self.m2) + 4 * self.lam * (field * field))

@@ -12,19 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowmc.errors import ParameterError
 from flowmc.flows import Flow
-from flowmc.theories import Theory
+from flowmc.theories import SmoothTheory, Theory
 
-__all__ = ["OBJECTIVES", "Loss", "Objective", "reverse_kl"]
+__all__ = ["OBJECTIVES", "Loss", "Objective", "check_objective", "reinforce", "reverse_kl"]
 
 
 class Loss(NamedTuple):
     """A batch's contribution to the training."""
 
     value: Tensor
-    """Scalar to differentiate, float64."""
+    """Scalar to differentiate, float64; only its gradient counts."""
     log_w: Tensor
-    """−S − log q of the batch, (n,), float64, without gradient: its spread is what the training reduces."""
+    """−S − log q of the batch, (n,), float64, without gradient: minus its mean is the loss, its spread the error of q."""
 
 
 Objective = Callable[[Flow, Theory, int, torch.Generator], Loss]
@@ -53,5 +54,59 @@ def reverse_kl(flow: Flow, theory: Theory, n: int, generator: torch.Generator) -
     return Loss((log_q + action).mean(), -(action + log_q).detach())
 
 
-OBJECTIVES: dict[str, Objective] = {"reverse_kl": reverse_kl}
+def reinforce(flow: Flow, theory: Theory, n: int, generator: torch.Generator) -> Loss:
+    """Reverse KL with the score-function gradient: neither the draws nor the action are differentiated.
+
+    With the signal R = log q + S, ∇E_q[R] = E_q[(R − b) ∇log q] for every b that is independent of the draw. Here b is
+    the mean of R over the *other* draws of the batch, which leaves the gradient unbiased and removes most of its noise:
+    Σ_i (R_i − b_i) ∇log q_i / n = Σ_i (R_i − R̄) ∇log q_i / (n − 1).
+
+    Parameters
+    ----------
+    flow
+        The flow.
+    theory
+        The theory; its action is only evaluated.
+    n
+        Batch size, at least 2.
+    generator
+        Source of the draws.
+
+    References
+    ----------
+    .. [1] Wu, Wang, Zhang, arXiv:1809.10606, eq. (7).
+    .. [2] Białas, Korcyl, Stebel, arXiv:2203.10989, eq. (8) (there b is the mean over the whole batch).
+    .. [3] Kool, van Hoof, Welling, ICLR 2019 workshop "Deep RL meets structured prediction".
+    """
+    with torch.no_grad():
+        field = flow.draw(n, generator)
+        action = theory.action(field)
+    log_q = flow.log_prob(field)
+    signal = log_q.detach() + action
+    return Loss(((signal - signal.mean()) * log_q).sum() / (n - 1), -signal)
+
+
+OBJECTIVES: dict[str, Objective] = {"reinforce": reinforce, "reverse_kl": reverse_kl}
 """Every objective by its name in run descriptions."""
+
+
+def check_objective(name: str, flow: Flow, theory: Theory, n: int) -> None:
+    """Check that an objective can train a flow for a theory.
+
+    Raises
+    ------
+    ParameterError
+        If it cannot.
+    """
+    if name == "reverse_kl" and not (flow.reparametrised and isinstance(theory, SmoothTheory)):
+        raise ParameterError(
+            got=f"objective = {name!r} for a {flow.kind!r} flow and the theory {theory.name!r}",
+            expected="draws and an action that can be differentiated",
+            fix='take objective = "reinforce"',
+        )
+    if name == "reinforce" and n < 2:
+        raise ParameterError(
+            got=f"batch_size = {n} with objective = {name!r}",
+            expected="at least 2: the baseline is the mean over the other draws",
+            fix="raise `batch_size`",
+        )

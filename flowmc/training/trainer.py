@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from flowmc.errors import NonFiniteError, ParameterError
-from flowmc.flows import Flow, describe_flow
+from flowmc.flows import Flow, describe_flow, fingerprint
 from flowmc.seeds import torch_generator
 from flowmc.theories import Theory
 from flowmc.training.checkpoint import TrainingFiles, TrainingRecord
-from flowmc.training.objectives import OBJECTIVES
+from flowmc.training.objectives import OBJECTIVES, check_objective
 from flowmc.training.schedules import SCHEDULES
 from flowmc_analysis.weights import acceptance_independence, ess_reverse
 
@@ -24,6 +24,8 @@ __all__ = ["TrainingConfig", "TrainingResult", "train"]
 
 # Steps between lines of the log and refreshes of the display.
 LOG_EVERY = 20
+# So near to the target in the fraction of the way, annealing is over.
+ANNEALED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class TrainingConfig:
         Steps over which the learning rate rises linearly before the schedule takes over.
     gradient_clip
         Largest gradient norm; longer gradients are shortened to it.
+    annealing
+        Rate r of an approach to the target: step t trains for the theory at a fraction 1 − r^t of the way from a trivial
+        one (inverse temperature β (1 − r^t)), and for the target itself once r^t < 10⁻⁴. 0 is no annealing.
+    start_from
+        Path of a flow file to take weights from, relative to the run description: a flow of the same kind for other
+        couplings, or for another lattice where the kind allows it. What does not fit starts afresh.
     seed
         Seed of weights and draws.
     checkpoint_every
@@ -68,6 +76,8 @@ class TrainingConfig:
     schedule: str = "cosine"
     warmup_steps: int = 50
     gradient_clip: float = 10.0
+    annealing: float = 0.0
+    start_from: str = ""
     seed: int = 0
     checkpoint_every: int = 200
     threads: int = 1
@@ -80,6 +90,12 @@ class TrainingConfig:
                 raise ParameterError(got=f"{name} = {value}", expected=f"{name} > 0", fix=f"correct `{name}`")
         if self.warmup_steps < 0:
             raise ParameterError(got=f"warmup_steps = {self.warmup_steps}", expected="0 or more", fix="correct it")
+        if not 0 <= self.annealing < 1:
+            raise ParameterError(
+                got=f"annealing = {self.annealing}",
+                expected="0 (none) or a rate below 1, for example 0.996",
+                fix="correct it",
+            )
         for name, known in (("objective", OBJECTIVES), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise ParameterError(
@@ -94,6 +110,11 @@ class TrainingConfig:
         """Return the learning rate of a step, counted from 0."""
         warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
         return self.learning_rate * warm * SCHEDULES[self.schedule](step / self.steps)
+
+    def theory_at(self, step: int, theory: Theory) -> Theory:
+        """Return the theory that a step, counted from 1, trains for."""
+        missing = self.annealing**step
+        return theory if missing < ANNEALED else theory.annealed(1 - missing)
 
 
 @dataclass(frozen=True)
@@ -143,6 +164,8 @@ def train(
 
     Raises
     ------
+    ParameterError
+        If the objective cannot train this flow, or the theory cannot be annealed.
     NonFiniteError
         If the loss stops being finite; the last checkpoint stays.
     FlowFileError
@@ -154,7 +177,10 @@ def train(
         "theory": theory.describe(),
         "flow": describe_flow(flow),
         "training": config.identity(),
+        "start": fingerprint(flow),
     }
+    check_objective(config.objective, flow, theory, config.batch_size)
+    config.theory_at(1, theory)
     flow.train()
     optimiser = torch.optim.Adam(flow.parameters(), lr=config.learning_rate)
     first, before = 0, 0.0
@@ -168,13 +194,14 @@ def train(
         learning_rate = config.learning_rate_at(step - 1)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate
+        flow.theory = config.theory_at(step, theory)
         loss = objective(
-            flow, theory, config.batch_size, torch_generator(config.seed, "step", step, device=flow.device)
+            flow, flow.theory, config.batch_size, torch_generator(config.seed, "step", step, device=flow.device)
         )
         optimiser.zero_grad()
         loss.value.backward()  # type: ignore[no-untyped-call]
         norm = float(torch.nn.utils.clip_grad_norm_(flow.parameters(), config.gradient_clip))
-        value = float(loss.value.detach())
+        value = -float(loss.log_w.mean())
         if not (isfinite(value) and isfinite(norm)):
             raise NonFiniteError(
                 got=f"loss {value}, gradient norm {norm} at step {step}",
@@ -196,4 +223,5 @@ def train(
             files.save(flow, optimiser, step, seconds, identity, records)
         if stop:
             break
+    flow.theory = theory
     return TrainingResult(step, before + time.perf_counter() - began, stop, tuple(records))

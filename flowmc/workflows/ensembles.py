@@ -17,12 +17,13 @@ from flowmc.arrays import require_x64
 from flowmc.config import RunConfig, SamplingConfig
 from flowmc.display import Display
 from flowmc.errors import ConfigError, ParameterError, RunExistsError, TheoryMismatchError
-from flowmc.flows import load_flow
-from flowmc.kernels import HMC, Cycle, FlowProposals, Independence, Trajectories, flow_only, hmc_only, hybrid
-from flowmc.proposals import Proposal, certify
+from flowmc.flows import build_flow, load_flow
+from flowmc.kernels import Cycle
+from flowmc.proposals import Proposal, as_proposal, certify
 from flowmc.sampling import SamplingResult, sample
 from flowmc.seeds import fold, numpy_generator
 from flowmc.theories import Theory
+from flowmc.workflows.cycles import build_cycle, build_members
 from flowmc.workflows.flows import check_device, check_theory, check_writable, exists_already, for_production
 from flowmc_ensembles import Ensemble, EnsembleDescription, EnsembleWriter, StreamDescription
 
@@ -94,13 +95,13 @@ def sample_ensemble(
     if flow_path is not None and not settings.needs_flow:
         raise ConfigError(
             got=f"a flow ({flow_path}) for kernel = {settings.kernel!r}",
-            expected='kernel = "hybrid" or "flow" in [sampling], or no flow',
+            expected='a kernel with "flow", "blocks" or "hybrid" in [sampling], or no flow',
             fix="change the kernel, or leave --flow out",
         )
     seed = _run_seed(settings)
     torch.set_num_threads(settings.threads)
     flow = _read_flow(config.theory, settings, flow_path, seed) if settings.needs_flow else None
-    cycle = _build_cycle(config.theory, settings, flow, seed)
+    cycle = build_cycle(config.theory, settings, seed, flow.proposal if flow else None)
     wanted = _describe_stream(cycle, settings, seed)
     if exists:
         found = Ensemble(output)
@@ -108,7 +109,7 @@ def sample_ensemble(
         _tell_of_resumption(found, settings, cycle.n_updates, display)
         writer = EnsembleWriter.open(output)
 
-        def start() -> NDArray[np.float64]:
+        def start() -> NDArray[Any]:
             # Only for a file whose run stopped before its first block.
             return _start(config.theory, settings, flow, seed, base)[0]()
     else:
@@ -126,7 +127,7 @@ def sample_ensemble(
             settings.plan,
             writer,
             start,
-            observers={"virial": config.theory.virial},
+            observers=config.theory.identities(),
             should_stop=should_stop,
             on_block=on_block,
         )
@@ -144,7 +145,7 @@ def _read_flow(theory: Theory, settings: SamplingConfig, path: Path | None, seed
     if path is None:
         raise ConfigError(
             got=f"kernel = {settings.kernel!r} without a flow",
-            expected='a flow file (--flow FILE), or kernel = "hmc" in [sampling]',
+            expected='a flow file (--flow FILE), or a kernel without "flow", "blocks" and "hybrid" in [sampling]',
             fix="train a flow first, or choose the kernel",
         )
     flow, saved = load_flow(path)
@@ -159,22 +160,6 @@ def _read_flow(theory: Theory, settings: SamplingConfig, path: Path | None, seed
         "certificate": certificate.to_dict(),
     }
     return _Flow(proposal, facts)
-
-
-def _build_cycle(theory: Theory, settings: SamplingConfig, flow: _Flow | None, seed: int) -> Cycle:
-    if settings.kernel == "flow" and flow is not None:
-        return flow_only(theory, flow.proposal, seed, settings.flow_proposals)
-    trajectories = Trajectories.build(
-        HMC(theory, settings.integrator),
-        seed,
-        settings.hmc_trajectories,
-        trajectory_length=settings.trajectory_length,
-        step_size=settings.step_size,
-        target_acceptance=settings.target_acceptance if settings.plan.tuning else None,
-    )
-    if flow is None:
-        return hmc_only(trajectories)
-    return hybrid(trajectories, FlowProposals(Independence(theory), flow.proposal, seed, settings.flow_proposals))
 
 
 def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[str, Any]:
@@ -194,11 +179,11 @@ def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[
         "algorithm": settings.kernel,
         "algorithm_parameters": parameters,
         "n_chains": plan.chains,
-        "field_name": "phi",
-        "field_dtype": np.dtype(np.float64),
+        "field_name": cycle.theory.space.field_name,
+        "field_dtype": cycle.theory.space.dtype,
         "thermalisation_updates": plan.thermalisation * cycle.n_updates,
         "freeze_update": plan.tuning * cycle.n_updates,
-        "flow_sha256": parameters.get("flow", {}).get("flow_sha256", ""),
+        "flow_sha256": next((part["flow_sha256"] for part in cycle.describe().values() if "flow_sha256" in part), ""),
         "proposal_kinds": dict(enumerate(cycle.kinds)),
     }
 
@@ -260,14 +245,18 @@ def check_resumable(config: RunConfig, settings: SamplingConfig, output: Path, b
         device is not there, or ``start_from`` cannot be started from.
     """
     check_writable(output)
-    if settings.needs_flow:
+    proposal = None
+    if settings.needs_flow and config.flow is not None:
         check_device(settings.device)
+        # Untrained: enough to tell whether the kernels can propose with such a flow.
+        proposal = as_proposal(build_flow(config.flow, config.theory))
+    build_members(config.theory, settings, _run_seed(settings), proposal)
     if output.exists():
         found = Ensemble(output)
         _check_theory(found, config.theory, str(output))
         if not settings.needs_flow:
             seed = _run_seed(settings)
-            cycle = _build_cycle(config.theory, settings, None, seed)
+            cycle = build_cycle(config.theory, settings, seed, None)
             _check_same_run(found, config.theory, _describe_stream(cycle, settings, seed))
     elif settings.start_from:
         _last_state(base / settings.start_from, config.theory, settings.chains, _run_seed(settings))
@@ -282,7 +271,7 @@ def _check_theory(found: Ensemble, theory: Theory, what: str) -> None:
         )
 
 
-Start = Callable[[], NDArray[np.float64]]
+Start = Callable[[], NDArray[Any]]
 
 
 def _start(theory: Theory, settings: SamplingConfig, flow: _Flow | None, seed: int, base: Path) -> tuple[Start, str]:
@@ -297,17 +286,17 @@ def _start(theory: Theory, settings: SamplingConfig, flow: _Flow | None, seed: i
     return lambda: theory.start(generator, settings.chains, kind), ""
 
 
-def _flow_start(theory: Theory, proposal: Proposal, seed: int, chains: int) -> NDArray[np.float64]:
+def _flow_start(theory: Theory, proposal: Proposal, seed: int, chains: int) -> NDArray[Any]:
     """Draw a starting point for each chain: one of its own flow draws, picked by weight."""
     field, log_q = proposal.sample(fold(seed, "start"), chains * START_DRAWS)
-    field = field.astype(np.float64)
+    field = field.astype(theory.space.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         log_w = -theory.action(field) - log_q
     log_w = np.where(np.isfinite(log_w), log_w, -np.inf).reshape(chains, START_DRAWS)
     # The maximum of log w plus Gumbel noise is a draw in proportion to w.
     noise = numpy_generator(seed, "start").gumbel(size=log_w.shape)
     picked = np.argmax(log_w + noise, axis=1) + START_DRAWS * np.arange(chains)
-    chosen: NDArray[np.float64] = field[picked]
+    chosen: NDArray[Any] = field[picked]
     return chosen
 
 

@@ -22,10 +22,10 @@ from flowmc.errors import (
     RunExistsError,
     TheoryMismatchError,
 )
-from flowmc.flows import Flow, SavedFlow, build_flow, describe_flow, load_flow, save_flow
+from flowmc.flows import DTYPES, Flow, SavedFlow, build_flow, describe_flow, load_flow, save_flow
 from flowmc.proposals import Certificate, FlowProposal, as_proposal, certify
 from flowmc.theories import Theory
-from flowmc.training import TrainingFiles, train
+from flowmc.training import TrainingFiles, check_objective, train
 
 __all__ = [
     "certify_flow",
@@ -71,7 +71,13 @@ def exists_already(path: Path) -> RunExistsError:
 
 
 def train_flow(
-    config: RunConfig, output: Path, *, resume: bool, should_stop: Callable[[], str], display: Display
+    config: RunConfig,
+    output: Path,
+    *,
+    resume: bool,
+    should_stop: Callable[[], str],
+    display: Display,
+    base: Path = Path(),
 ) -> SavedFlow | None:
     """Train the flow of a run description and write its file.
 
@@ -87,6 +93,8 @@ def train_flow(
         Asked at every step.
     display
         Where progress is shown.
+    base
+        Folder that a relative ``start_from`` refers to.
 
     Returns
     -------
@@ -95,7 +103,9 @@ def train_flow(
     Raises
     ------
     ConfigError
-        If the run has no flow.
+        If the run has no flow, or the file to start from does not fit it.
+    ParameterError, TheoryMismatchError, LatticeMismatchError
+        If flow, theory and objective do not go together.
     RunExistsError
         If the file or its checkpoint exists and ``resume`` is off.
     FlowFileError
@@ -108,13 +118,17 @@ def train_flow(
         for existing in (output, TrainingFiles(output).checkpoint):
             if existing.exists():
                 raise exists_already(existing)
-    flow = to_device(build_flow(config.flow, config.theory.shape, seed=config.training.seed), config.training.device)
+    flow = to_device(build_flow(config.flow, config.theory, seed=config.training.seed), config.training.device)
+    check_objective(config.training.objective, flow, config.theory, config.training.batch_size)
     # Through JSON, as the file will hold it: tuples become lists.
     identity: dict[str, Any] = json.loads(
         json.dumps({"flow": describe_flow(flow), "training": config.training.identity()})
     )
     if resume and output.exists():
         return _kept(output, config.theory, identity)
+    taken_over = _start_from(base / config.training.start_from, flow) if config.training.start_from else {}
+    if taken_over:
+        display.say(f"training starts from {config.training.start_from}: {taken_over['weights']}")
     output.parent.mkdir(parents=True, exist_ok=True)
     with display.training("training", config.training.steps) as on_record:
         result = train(
@@ -122,11 +136,44 @@ def train_flow(
         )
     if not result.finished:
         return None
-    facts = {"config": asdict(config.training), "steps": result.step, "seconds": result.seconds}
+    facts = {
+        "config": asdict(config.training),
+        "steps": result.step,
+        "seconds": result.seconds + taken_over.get("seconds", 0.0),
+        "start_from": taken_over,
+    }
     # The log may have been removed by hand since the training ended.
     ess = result.records[-1].ess if result.records else None
     save_flow(output, flow, config.theory, {**facts, "ess_batch": ess})
     return SavedFlow.read(output)
+
+
+def _start_from(path: Path, flow: Flow) -> dict[str, Any]:
+    """Copy the weights of a flow file that fit a flow; return what was taken over, and what it had cost to train."""
+    found, saved = load_flow(path)
+    if found.kind != flow.kind:
+        raise ConfigError(
+            got=f"start_from = {path}, a {found.kind!r} flow",
+            expected=f"a {flow.kind!r} flow, as in [flow]",
+            fix="choose another file, or leave start_from out",
+        )
+    own = flow.state_dict()
+    fitting = {
+        name: tensor for name, tensor in saved.tensors.items() if name in own and own[name].shape == tensor.shape
+    }
+    if not fitting:
+        raise ConfigError(
+            got=f"start_from = {path}, of whose weights none fits",
+            expected=f"a flow with the hyper-parameters {describe_flow(flow)}, or a part of its networks",
+            fix="use the hyper-parameters of that file, which `flowmc certify` reads, or leave start_from out",
+        )
+    flow.load_state_dict({**own, **fitting})
+    return {
+        "fingerprint": saved.fingerprint,
+        "theory": saved.theory.describe(),
+        "weights": f"{len(fitting)} of {len(own)} arrays of weights",
+        "seconds": float(saved.training.get("seconds", 0.0)),
+    }
 
 
 def _kept(output: Path, theory: Theory, identity: dict[str, Any]) -> SavedFlow:
@@ -212,12 +259,11 @@ def for_production(flow: Flow, precision: str, device: str) -> FlowProposal:
     ParameterError
         If precision or device is unknown.
     """
-    dtypes = {"float32": torch.float32, "float64": torch.float64}
-    if precision not in dtypes:
+    if precision not in DTYPES:
         raise ParameterError(
-            got=f"precision = {precision!r}", expected=f"one of {list(dtypes)}", fix="correct the precision"
+            got=f"precision = {precision!r}", expected=f"one of {list(DTYPES)}", fix="correct the precision"
         )
-    return as_proposal(to_device(flow, device).to(dtypes[precision]))
+    return as_proposal(to_device(flow, device).to(DTYPES[precision]))
 
 
 def certify_flow(path: Path, *, precision: str, device: str, seed: int) -> Certificate:

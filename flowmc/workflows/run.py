@@ -121,7 +121,9 @@ def run_all(
         )
     flow_path = output / "flow.safetensors"
     if needs_flow:
-        saved = train_flow(config, flow_path, resume=True, should_stop=should_stop, display=display)
+        saved = train_flow(
+            config, flow_path, resume=True, should_stop=should_stop, display=display, base=config_path.parent
+        )
         if saved is None:
             return RunReport(stop_reason=should_stop())
         display.say(f"flow: {flow_path}, trained in {saved.training['seconds']:.0f} s")

@@ -1,20 +1,22 @@
-"""Synthetic ensembles of the free scalar field, written with the project's own writer.
+"""Synthetic ensembles of the free scalar field and of the Ising model, written with the project's own writer.
 
-The target and the "flow" are free fields of different mass, so that log-weights, ln Z and every correlator are known.
-The kernels are a few lines of NumPy, independent of the project's.
+The target and the "flow" are free fields of different mass, or enumerated Ising models of different temperature, so that
+log-weights, ln Z and every correlator are known. The kernels are a few lines of NumPy, independent of the project's.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from flowmc_analysis.exact_ising import EnumeratedIsing, enumerate_ising
 from flowmc_ensembles.descriptions import EnsembleDescription, StreamDescription
 from flowmc_ensembles.writer import EnsembleWriter
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["FreeField", "SyntheticRun"]
+__all__ = ["FreeField", "SyntheticIsing", "SyntheticRun"]
 
 CONVENTION = "S = sum_x [ sum_mu (phi(x+mu) - phi(x))^2 + m^2 phi^2 ]"
 
@@ -118,8 +120,8 @@ class SyntheticRun:
 
     def description(self) -> EnsembleDescription:
         return EnsembleDescription(
-            theory="free",
-            action={"name": "free", "shape": list(self.target.shape), "mass": self.target.mass},
+            theory="free_scalar",
+            action={"name": "free_scalar", "shape": list(self.target.shape), "mass": self.target.mass},
             lattice_size=self.target.shape,
             convention=CONVENTION,
             boundary_conditions=("periodic",) * len(self.target.shape),
@@ -209,3 +211,157 @@ def ensembles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def synthetic_runs() -> dict[str, SyntheticRun]:
     """What the ensembles of :func:`ensembles` hold."""
     return RUNS
+
+
+@dataclass(frozen=True)
+class SyntheticIsing:
+    """Metropolis sweeps over the sites and draws from another temperature; one configuration is stored per cycle."""
+
+    algorithm: str
+    n_sweeps: int
+    n_flow: int
+    shape: tuple[int, ...] = (4, 4)
+    beta: float = 0.4
+    coupling: float = 1.0
+    field: float = 0.0
+    flow_beta: float = 0.37
+    sampled_beta: float | None = None
+    """What the chain samples, if not the temperature it claims to."""
+    n_cycles: int = 500
+    n_chains: int = 8
+    thermalisation_cycles: int = 20
+
+    @property
+    def exact(self) -> EnumeratedIsing:
+        return enumerate_ising(self.shape, self.beta, self.coupling, self.field)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return tuple(range(-len(self.shape), 0))
+
+    def hamiltonian(self, spins: NDArray[np.int8]) -> Array:
+        s = spins.astype(np.float64)
+        links = sum(s * np.roll(s, -1, axis) for axis in self.axes)
+        return np.asarray(np.sum(-self.coupling * links - self.field * s, axis=self.axes))
+
+    def write(self, path: Path, rng: np.random.Generator) -> Path:
+        """Run and write a new ensemble."""
+        couplings = {"beta": self.beta, "coupling": self.coupling, "field": self.field}
+        description = EnsembleDescription(
+            theory="ising",
+            action={"name": "ising", "shape": list(self.shape), **couplings},
+            lattice_size=self.shape,
+            convention="S = beta H, H = -coupling sum_x sum_mu s(x) s(x+mu) - field sum_x s(x)",
+            run={"training_seconds": 10.0},
+        )
+        updates_per_cycle = self.n_sweeps + self.n_flow
+        stream = StreamDescription(
+            seed=17,
+            algorithm=self.algorithm,
+            algorithm_parameters={"n_sweeps": self.n_sweeps, "n_flow": self.n_flow},
+            n_chains=self.n_chains,
+            field_name="spin",
+            field_dtype=np.dtype(np.int8),
+            thermalisation_updates=self.thermalisation_cycles * updates_per_cycle,
+            freeze_update=0,
+            flow_sha256="cd" * 32 if self.n_flow else "",
+            proposal_kinds={0: "metropolis", 1: "flow"},
+        )
+        with EnsembleWriter.create(path, description, stream) as writer:
+            self._fill(writer, rng)
+        return path
+
+    def _fill(self, writer: EnsembleWriter, rng: np.random.Generator) -> None:
+        beta = self.beta if self.sampled_beta is None else self.sampled_beta
+        flow = enumerate_ising(self.shape, self.flow_beta, self.coupling, self.field)
+        cumulative = np.cumsum(flow.probability)
+        absent = np.full(self.n_chains, np.nan)
+        spins = np.ones((self.n_chains, *self.shape), dtype=np.int8)
+        stored, updates = [], []
+        rows: list[dict[str, NDArray[Any]]] = []
+
+        def log_weight(s: NDArray[np.int8]) -> Array:
+            energy = self.hamiltonian(s)
+            return np.asarray((self.flow_beta - beta) * energy + flow.log_z)
+
+        for _ in range(self.n_cycles):
+            for kind in [0] * self.n_sweeps + [1] * self.n_flow:
+                row: dict[str, NDArray[Any]] = dict.fromkeys(
+                    ("log_weight", "log_weight_current", "action_proposed"), absent
+                )
+                if kind:
+                    proposal = flow.states[np.searchsorted(cumulative, rng.random(self.n_chains) * cumulative[-1])]
+                    new, old = log_weight(proposal), log_weight(spins)
+                    accepted = np.log(rng.random(self.n_chains)) < new - old
+                    spins = np.where(accepted.reshape(-1, *[1] * len(self.shape)), proposal, spins)
+                    acceptance = accepted.astype(np.float64)
+                    row = {
+                        "log_weight": new,
+                        "log_weight_current": old,
+                        "action_proposed": self.beta * self.hamiltonian(proposal),
+                    }
+                else:
+                    spins, acceptance = self._sweep(spins, beta, rng)
+                row |= {
+                    "update": np.array(len(rows) + 1),
+                    "proposal_kind": np.array(kind),
+                    "accepted": acceptance > 0.0,
+                    "acceptance": acceptance,
+                    "delta_H": absent,
+                    "walltime": np.array(1e-3),
+                }
+                rows.append(row)
+            stored.append(spins)
+            updates.append(len(rows))
+        fields = np.stack(stored)
+        types = {"update": np.int64, "proposal_kind": np.uint8, "accepted": np.uint8, "acceptance": np.float32}
+        local = self.beta * (
+            self.coupling * sum(np.roll(fields, shift, axis) for axis in self.axes for shift in (1, -1)) + self.field
+        )
+        writer.append(
+            trajectory=np.array(updates, dtype=np.int64),
+            configurations={"spin": fields, "action": self.beta * self.hamiltonian(fields)},
+            history={name: np.stack([row[name] for row in rows]).astype(types.get(name, np.float64)) for name in row},
+            observables={"local_field": np.sum(local * (fields - np.tanh(local)), axis=self.axes)},
+            checkpoint={"update": len(rows)},
+        )
+
+    def _sweep(self, spins: NDArray[np.int8], beta: float, rng: np.random.Generator) -> tuple[NDArray[np.int8], Array]:
+        """Offer each spin a flip; gives the spins and the fraction of flips that were accepted."""
+        spins = spins.copy()
+        accepted = np.zeros(self.n_chains)
+        for site in np.ndindex(*self.shape):
+            neighbours = np.zeros(self.n_chains)
+            for axis, extent in enumerate(self.shape):
+                for shift in (1, -1):
+                    there = (*site[:axis], (site[axis] + shift) % extent, *site[axis + 1 :])
+                    neighbours += spins[:, *there]
+            cost = 2.0 * beta * spins[:, *site] * (self.coupling * neighbours + self.field)
+            flips = np.log(rng.random(self.n_chains)) < -cost
+            spins[:, *site] *= np.where(flips, -1, 1).astype(np.int8)
+            accepted += flips
+        return spins, accepted / math.prod(self.shape)
+
+
+ISING_RUNS = {
+    "metropolis+flow": SyntheticIsing("hybrid", n_sweeps=1, n_flow=1),
+    "flow": SyntheticIsing("flow", n_sweeps=0, n_flow=2),
+    "metropolis": SyntheticIsing("metropolis", n_sweeps=2, n_flow=0),
+}
+
+
+@pytest.fixture(scope="session")
+def ising_ensembles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three ensembles of one Ising model by label."""
+    folder = tmp_path_factory.mktemp("ising")
+    paths = {}
+    for label, run in ISING_RUNS.items():
+        seed = zlib.crc32(f"ising/{label}".encode())
+        paths[label] = run.write(folder / f"{label}.h5", np.random.default_rng(seed))
+    return paths
+
+
+@pytest.fixture(scope="session")
+def ising_runs() -> dict[str, SyntheticIsing]:
+    """What the ensembles of :func:`ising_ensembles` hold."""
+    return ISING_RUNS

@@ -15,6 +15,7 @@ import pytest
 from flowmc_analysis.ensemble import EnsembleAnalysis, analyze
 from flowmc_analysis.errors import AnalysisError, NonFiniteError
 from flowmc_analysis.history import read_history
+from flowmc_analysis.tables import analysis_tables
 from flowmc_analysis.zscores import judge, z_score
 from flowmc_ensembles import Ensemble
 
@@ -65,6 +66,32 @@ def test_partition_function_is_the_exact_one(
         for name, estimate in (("forward", weights.ln_z), ("reverse", weights.ln_z_reverse))
     ]
     assert judge(scores).passed
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_exact_values_stand_beside_the_measured_ones(
+    label: str, analyses: Mapping[str, EnsembleAnalysis], synthetic_runs: Mapping[str, Any]
+) -> None:
+    target, analysis = synthetic_runs[label].target, analyses[label]
+    exact = {score.name: score for score in analysis.exact}
+    assert exact["phi_squared"].expected == pytest.approx(float((0.5 / target.kernel).mean()))
+    assert ("ln_z" in exact) == (label != "hmc")
+    if "ln_z" in exact:
+        assert exact["ln_z"].expected == pytest.approx(target.log_z)
+    assert exact["susceptibility"].value == analysis.observables["susceptibility"].value
+    assert judge(exact.values()).passed
+    titles = [table.title for table in analysis_tables([analysis])]
+    assert titles == ["Observables", "Exact values", "Integrated autocorrelation times", "Samplers", "Monitors"]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_thermodynamics_per_site_are_not_given_without_a_temperature(
+    label: str, analyses: Mapping[str, EnsembleAnalysis]
+) -> None:
+    result = analyses[label].to_dict()
+    for name in ("action_importance", "energy_importance", "entropy_per_site", "free_energy_per_site"):
+        assert result[name] is None
+    assert (result["ln_z_variational"] is not None) == (label != "hmc")
 
 
 @pytest.mark.parametrize("label", LABELS)

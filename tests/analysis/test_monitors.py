@@ -13,8 +13,8 @@ from flowmc_analysis.monitors import (
     Monitor,
     judge_monitors,
     monitor_energy_error,
+    monitor_identity,
     monitor_mode_drop,
-    monitor_schwinger_dyson,
     monitor_weight_ratio,
 )
 
@@ -81,8 +81,29 @@ def test_overflowed_trajectory_counts_as_infinite_energy(rng: np.random.Generato
 def test_schwinger_dyson_of_a_gaussian(rng: np.random.Generator) -> None:
     """One site with S = phi^2/2: phi dS/dphi = phi^2 has mean one; a wider distribution is seen."""
     phi = rng.normal(size=(4, 2000))
-    assert abs(monitor_schwinger_dyson(phi**2, 1).score.z) < LARGE_Z
-    assert monitor_schwinger_dyson(1.2 * phi**2, 1).score.z > LARGE_Z
+    monitor = monitor_identity("virial", phi**2, 1)
+    assert monitor.name == "schwinger_dyson"
+    assert abs(monitor.score.z) < LARGE_Z
+    assert monitor_identity("virial", 1.2 * phi**2, 1).score.z > LARGE_Z
+
+
+def test_local_field_of_one_spin(rng: np.random.Generator) -> None:
+    """One spin in a field h has the mean tanh h; another field is seen."""
+    h = 0.7
+    for true, seen in ((h, False), (h + 0.3, True)):
+        spins = np.where(rng.random((4, 2000)) < 0.5 * (1.0 + math.tanh(true)), 1.0, -1.0)
+        monitor = monitor_identity("local_field", h * (spins - math.tanh(h)), 1)
+        assert (abs(monitor.score.z) > LARGE_Z) == seen
+        assert not monitor.void
+
+
+def test_what_never_changes_is_judged_where_it_could_have_and_void_where_spins_are_frozen() -> None:
+    frozen = monitor_identity("local_field", np.full((2, 50), 1e-3), 16)
+    assert "same value" in frozen.void
+    assert math.isnan(frozen.score.z)
+    stuck = monitor_identity("virial", np.full((2, 50), 15.0), 16)
+    assert not stuck.void
+    assert abs(stuck.score.z) > LARGE_Z
 
 
 def test_dropped_mode_shows_as_the_logarithm_of_what_is_missed(rng: np.random.Generator) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -8,20 +9,36 @@ import pytest
 
 from flowmc_analysis import exact
 from flowmc_analysis.errors import AnalysisError, SampleShapeError
+from flowmc_analysis.gamma import GammaResult
+from flowmc_analysis.magnetic_observables import momentum_mode_squared, two_point_zero_momentum
+from flowmc_analysis.observable_sets import OBSERVABLE_SETS, observable_set
 from flowmc_analysis.observables import (
-    OBSERVABLES,
-    PRIMARIES,
     Configurations,
+    ObservableContext,
+    ObservableSet,
     estimate_observables,
     measure,
-    momentum_mode_squared,
-    two_point_zero_momentum,
+    observable_series,
 )
+from flowmc_analysis.scalar_observables import SCALAR_OBSERVABLES
 from flowmc_analysis.zscores import judge, z_score
 
 __all__: list[str] = []
 
 Array = npt.NDArray[np.float64]
+
+
+OBSERVABLES = SCALAR_OBSERVABLES.observables
+
+
+def measure_scalar(configurations: Configurations) -> dict[str, Array]:
+    return measure(configurations, SCALAR_OBSERVABLES)
+
+
+def estimate_scalar(
+    measured: Mapping[str, Array], shape: tuple[int, ...], names: list[str] | None = None
+) -> dict[str, GammaResult]:
+    return estimate_observables(measured, SCALAR_OBSERVABLES, ObservableContext(shape), names)
 
 
 def free_field(rng: np.random.Generator, shape: tuple[int, ...], mass: float, batch: tuple[int, ...]) -> Array:
@@ -44,9 +61,9 @@ def action(phi: Array, mass: float, dimension: int) -> Array:
 def test_free_field_against_the_exact_propagator(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     mass, dimension = 0.8, len(shape)
     phi = free_field(rng, shape, mass, (4, 2000))
-    measured = measure(Configurations(phi, dimension, action(phi, mass, dimension)))
-    assert set(measured) == set(PRIMARIES)
-    found = estimate_observables(measured, shape)
+    measured = measure_scalar(Configurations(phi, dimension, action(phi, mass, dimension)))
+    assert set(measured) == set(SCALAR_OBSERVABLES.primaries)
+    found = estimate_scalar(measured, shape)
     susceptibility = exact.free_scalar_susceptibility(mass)
     expected = {
         "magnetisation": 0.0,
@@ -83,9 +100,9 @@ def test_exact_means_give_exact_derived_observables(shape: tuple[int, ...]) -> N
         "two_point_zero_momentum": exact.free_scalar_two_point_zero_momentum(shape, mass),
     }
     assert means["two_point_zero_momentum"].sum() == pytest.approx(susceptibility)
-    assert OBSERVABLES["susceptibility"].function(means, shape) == pytest.approx(susceptibility)
-    assert OBSERVABLES["correlation_length"].function(means, shape) == pytest.approx(1 / mass)
-    masses = OBSERVABLES["effective_mass"].function(means, shape)
+    assert OBSERVABLES["susceptibility"].function(means, ObservableContext(shape)) == pytest.approx(susceptibility)
+    assert OBSERVABLES["correlation_length"].function(means, ObservableContext(shape)) == pytest.approx(1 / mass)
+    masses = OBSERVABLES["effective_mass"].function(means, ObservableContext(shape))
     np.testing.assert_allclose(masses, exact.free_scalar_pole_mass(mass), rtol=1e-9)
     assert masses.shape == (shape[0] // 2,)
 
@@ -112,18 +129,18 @@ def test_momentum_mode_by_the_definition(rng: np.random.Generator) -> None:
 
 def test_symmetries_of_the_lattice_change_nothing(rng: np.random.Generator) -> None:
     phi = rng.normal(size=(2, 4, 4))
-    plain = measure(Configurations(phi, 2))
+    plain = measure_scalar(Configurations(phi, 2))
     for moved in (np.roll(phi, (1, 2), axis=(1, 2)), phi[:, ::-1], phi[:, :, ::-1]):
-        for name, value in measure(Configurations(moved, 2)).items():
+        for name, value in measure_scalar(Configurations(moved, 2)).items():
             np.testing.assert_allclose(value, plain[name], atol=1e-12)
-    for name, value in measure(Configurations(-phi, 2)).items():
+    for name, value in measure_scalar(Configurations(-phi, 2)).items():
         sign = -1 if name == "magnetisation" else 1
         np.testing.assert_allclose(value, sign * plain[name], atol=1e-12)
 
 
 def test_single_precision_fields_are_summed_in_double_precision(rng: np.random.Generator) -> None:
     phi = rng.normal(size=(5, 16, 16)).astype(np.float32)
-    single, double = measure(Configurations(phi, 2)), measure(Configurations(phi.astype(np.float64), 2))  # type: ignore[arg-type]
+    single, double = measure_scalar(Configurations(phi, 2)), measure_scalar(Configurations(phi.astype(np.float64), 2))
     for name, value in single.items():
         assert value.dtype == np.float64
         np.testing.assert_allclose(value, double[name], rtol=1e-12)
@@ -131,14 +148,14 @@ def test_single_precision_fields_are_summed_in_double_precision(rng: np.random.G
 
 def test_ordered_and_disordered_binder_cumulant(rng: np.random.Generator) -> None:
     ordered = np.sign(rng.normal(size=(1, 200, 1, 1))) * np.ones((1, 200, 4, 4))
-    measured = measure(Configurations(ordered + 1e-3 * rng.normal(size=ordered.shape), 2))
-    found = estimate_observables(measured, (4, 4), ["binder_cumulant"])["binder_cumulant"].estimate
+    measured = measure_scalar(Configurations(ordered + 1e-3 * rng.normal(size=ordered.shape), 2))
+    found = estimate_scalar(measured, (4, 4), ["binder_cumulant"])["binder_cumulant"].estimate
     assert found.value == pytest.approx(2 / 3, abs=1e-5)
 
 
 def test_a_noisy_effective_mass_is_reported_not_invented(rng: np.random.Generator) -> None:
     phi = rng.normal(size=(1, 20, 16, 2))  # white noise has no correlation to take a mass from
-    found = estimate_observables(measure(Configurations(phi, 2)), (16, 2), ["effective_mass"])
+    found = estimate_scalar(measure_scalar(Configurations(phi, 2)), (16, 2), ["effective_mass"])
     assert list(found) == [f"effective_mass[{t}]" for t in range(1, 9)]
     undefined = [r.estimate for r in found.values() if math.isnan(r.estimate.value)]
     assert undefined
@@ -147,7 +164,7 @@ def test_a_noisy_effective_mass_is_reported_not_invented(rng: np.random.Generato
 
 def test_the_smallest_lattices(rng: np.random.Generator) -> None:
     phi = rng.normal(size=(2, 50, 1))
-    found = estimate_observables(measure(Configurations(phi, 1)), (1,))
+    found = estimate_scalar(measure_scalar(Configurations(phi, 1)), (1,))
     assert math.isnan(found["correlation_length"].estimate.value)
     assert "effective_mass[1]" not in found
     assert found["susceptibility"].estimate.value == pytest.approx(np.mean(phi**2))
@@ -155,8 +172,8 @@ def test_the_smallest_lattices(rng: np.random.Generator) -> None:
 
 def test_blocks_can_be_measured_one_after_the_other(rng: np.random.Generator) -> None:
     phi = rng.normal(size=(3, 10, 4, 4))
-    whole = measure(Configurations(phi, 2))
-    parts = [measure(Configurations(block, 2)) for block in (phi[:, :4], phi[:, 4:])]
+    whole = measure_scalar(Configurations(phi, 2))
+    parts = [measure_scalar(Configurations(block, 2)) for block in (phi[:, :4], phi[:, 4:])]
     for name, value in whole.items():
         np.testing.assert_allclose(np.concatenate([part[name] for part in parts], axis=1), value, rtol=1e-14)
 
@@ -172,24 +189,43 @@ def test_bad_input_is_refused(rng: np.random.Generator) -> None:
         Configurations(phi * 1j, 2)  # type: ignore[arg-type]
     configurations = Configurations(phi, 2)
     with pytest.raises(AnalysisError, match="without their action"):
-        measure(configurations, ["action"])
+        measure(configurations, SCALAR_OBSERVABLES, ["action"])
     with pytest.raises(AnalysisError, match="'magnetization'"):
-        measure(configurations, ["magnetization"])
-    measured = measure(configurations)
+        measure(configurations, SCALAR_OBSERVABLES, ["magnetization"])
+    measured = measure_scalar(configurations)
     with pytest.raises(AnalysisError, match="'action'"):
-        estimate_observables(measured, (4, 4), ["action_density"])
+        estimate_scalar(measured, (4, 4), ["action_density"])
     with pytest.raises(AnalysisError, match="'energy'"):
-        estimate_observables(measured, (4, 4), ["energy"])
+        estimate_scalar(measured, (4, 4), ["energy"])
     with pytest.raises(SampleShapeError, match="chains first"):
-        estimate_observables({"phi_squared": np.zeros(10)}, (4, 4))
+        estimate_scalar({"phi_squared": np.zeros(10)}, (4, 4))
     with pytest.raises(SampleShapeError, match="same chains"):
-        estimate_observables({**measured, "magnetisation_fourth": np.zeros((3, 9))}, (4, 4), ["binder_cumulant"])
+        estimate_scalar({**measured, "magnetisation_fourth": np.zeros((3, 9))}, (4, 4), ["binder_cumulant"])
 
 
-def test_every_observable_is_described_in_the_table() -> None:
-    import flowmc_analysis.observables as module
+def test_averages_have_a_value_on_every_configuration(rng: np.random.Generator) -> None:
+    phi = rng.normal(size=(3, 10, 4, 4))
+    measured = measure_scalar(Configurations(phi, 2, action(phi, 0.8, 2)))
+    series = observable_series(measured, SCALAR_OBSERVABLES, ObservableContext((4, 4)))
+    found = estimate_scalar(measured, (4, 4))
+    assert {"magnetisation", "susceptibility", "phi_squared", "action_density"} <= set(series)
+    for name, values in series.items():
+        assert values.shape == (3, 10)
+        assert found[name].estimate.value == pytest.approx(values.mean())
 
-    for name, entry in OBSERVABLES.items():
+
+@pytest.mark.parametrize("observables", OBSERVABLE_SETS.values(), ids=OBSERVABLE_SETS)
+def test_every_observable_is_described_in_the_table(observables: ObservableSet) -> None:
+    from flowmc_analysis import ising_observables, scalar_observables
+
+    module = {"phi": scalar_observables, "spin": ising_observables}[observables.field_name]
+    for name, entry in observables.observables.items():
         assert f"\n{name} " in str(module.__doc__)
-        assert set(entry.primaries) <= set(PRIMARIES)
+        assert set(entry.primaries) <= set(observables.primaries)
         assert entry.description
+    assert all(observables.observables[name].average for name in observables.histories)
+
+
+def test_an_unknown_field_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(AnalysisError, match=r"'phi'.*'spin'"):
+        observable_set("link")

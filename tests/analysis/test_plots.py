@@ -123,3 +123,11 @@ def test_no_global_figures(results: dict[str, GammaResult]) -> None:
     before = list(_pylab_helpers.Gcf.figs)
     render(plots.plot_tau_int(results, name="x"))
     assert list(_pylab_helpers.Gcf.figs) == before
+
+
+def test_correlation_leaves_out_what_has_no_error() -> None:
+    points = [Estimate(0.8, 0.01), Estimate(1.0, math.nan), Estimate(0.4, 0.02)]
+    figure = plots.plot_correlation({"heat_bath+flow": points})
+    (container,) = figure.axes[0].containers
+    assert list(container.lines[0].get_xdata()) == [1.0, 3.0]  # type: ignore[attr-defined]
+    assert "heat_bath+flow" in render(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,56 +10,76 @@ import pytest
 import torch
 
 import flowmc.flows as public
-from flowmc.errors import ConfigError, FlowFileError, ParameterError
-from flowmc.flows import FLOWS, CouplingFlow, Flow, TransportFlow, build_flow, fingerprint, load_flow, save_flow
+from flowmc.errors import ConfigError, FlowFileError, ParameterError, TheoryMismatchError
+from flowmc.flows import (
+    FLOWS,
+    CouplingFlow,
+    Flow,
+    SpinFlow,
+    TransportFlow,
+    build_flow,
+    fingerprint,
+    load_flow,
+    save_flow,
+)
 from flowmc.flows.coupling import CouplingConfig
 from flowmc.flows.densities import BASES, FreeFieldDensity, build_base
 from flowmc.flows.file import write_tensors
 from flowmc.lattice import checkerboard
 from flowmc.seeds import torch_generator
 from flowmc.testing import FlowContract
-from flowmc.theories import FreeScalar, Phi4
+from flowmc.theories import FreeScalar, Ising, Phi4, Theory
 
-EXAMPLES: list[tuple[tuple[int, ...], dict[str, object]]] = [
-    ((4, 4), {"kind": "coupling"}),
-    ((4, 4), {"kind": "coupling", "base": "gaussian", "z2": False, "layers": 4}),
-    ((4, 6), {"kind": "coupling", "base": "spectral", "radius": 1, "hidden": [4, 3]}),
-    ((3, 5), {"kind": "coupling", "network": "fully_connected", "hidden": [12], "layers": 3}),
-    ((6,), {"kind": "coupling", "network": "fully_connected", "z2": False, "sinh_arcsinh": False}),
-    ((2, 4, 2), {"kind": "coupling", "layers": 2}),
+Shaken = Callable[[Mapping[str, object], Theory], Flow]
+
+SQUARE = Phi4((4, 4), m2=-4.0, lam=8.0)
+REAL: list[tuple[dict[str, object], Theory]] = [
+    ({"kind": "coupling"}, SQUARE),
+    ({"kind": "coupling", "base": "gaussian", "z2": False, "layers": 4}, SQUARE),
+    ({"kind": "coupling", "base": "spectral", "radius": 1, "hidden": [4, 3]}, FreeScalar((4, 6), 0.8)),
+    ({"kind": "coupling", "network": "fully_connected", "hidden": [12], "layers": 3}, FreeScalar((3, 5), 0.8)),
+    ({"kind": "coupling", "network": "fully_connected", "z2": False, "sinh_arcsinh": False}, FreeScalar((6,), 0.8)),
+    ({"kind": "coupling", "layers": 2}, Phi4((2, 4, 2), m2=1.0, lam=0.5)),
+]
+SPINS: list[tuple[dict[str, object], Theory]] = [
+    ({"kind": "autoregressive"}, Ising((4, 4), 0.44)),
+    ({"kind": "autoregressive", "width": 2, "depth": 3, "z2": False}, Ising((3, 5), 0.3, field=0.2)),
+    ({"kind": "autoregressive", "translations": True}, Ising((2, 3, 2), 0.2, coupling=-1.0)),
+    ({"kind": "autoregressive", "network": "convolutional", "radius": 1, "depth": 2}, Ising((5, 4), 0.4)),
+    ({"kind": "hierarchical"}, Ising((6, 6), 0.44)),
+    ({"kind": "hierarchical", "depth": 2}, Ising((12, 12), 0.44)),
+    ({"kind": "hierarchical", "exact_cross": False, "translations": True}, Ising((8, 8), 0.4)),
+    ({"kind": "hierarchical", "z2": False}, Ising((16, 16), 0.5, coupling=0.8, field=0.1)),
 ]
 
 
-def shaken(shape: tuple[int, ...], description: dict[str, object]) -> Flow:
-    """A flow in float64 whose weights are away from the identity map that it starts as."""
-    flow = build_flow(description, shape, seed=3).double()
-    generator = torch_generator(4)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return flow
-
-
 def test_every_public_flow_is_tested() -> None:
-    assert {str(description["kind"]) for _, description in EXAMPLES} == set(FLOWS)
+    assert {str(description["kind"]) for description, _ in REAL + SPINS} == set(FLOWS)
     concrete = {
         value
         for value in vars(public).values()
-        if isinstance(value, type) and issubclass(value, Flow) and value not in {Flow, TransportFlow}
+        if isinstance(value, type) and issubclass(value, Flow) and value not in {Flow, TransportFlow, SpinFlow}
     }
     assert concrete == set(FLOWS.values())
 
 
-@pytest.mark.parametrize("flow", EXAMPLES, ids=str, indirect=True)
+@pytest.mark.parametrize("flow", REAL + SPINS, ids=str, indirect=True)
 class TestContract(FlowContract):
     @pytest.fixture
-    def flow(self, request: pytest.FixtureRequest) -> Flow:
+    def flow(self, request: pytest.FixtureRequest, shaken: Shaken) -> Flow:
         return shaken(*request.param)
 
 
-@pytest.mark.parametrize(("shape", "description"), [e for e in EXAMPLES if e[1].get("z2", True)], ids=str)
-def test_z2_equivariance_is_exact(shape: tuple[int, ...], description: dict[str, object]) -> None:
-    flow = shaken(shape, description)
+@pytest.mark.parametrize("kind", FLOWS)
+def test_fields_of_another_space_are_refused(kind: str) -> None:
+    wrong = Ising((4, 4), 0.4) if FLOWS[kind].space.name == "real" else SQUARE
+    with pytest.raises(TheoryMismatchError, match=kind):
+        build_flow({"kind": kind}, wrong)
+
+
+@pytest.mark.parametrize(("description", "theory"), [e for e in REAL if e[0].get("z2", True)], ids=str)
+def test_z2_equivariance_is_exact(description: dict[str, object], theory: Theory, shaken: Shaken) -> None:
+    flow = shaken(description, theory)
     assert isinstance(flow, CouplingFlow)
     latent = flow.base.draw(10, torch_generator(1))
     field, log_det = flow.forward(latent)
@@ -68,15 +89,15 @@ def test_z2_equivariance_is_exact(shape: tuple[int, ...], description: dict[str,
     torch.testing.assert_close(flow.log_prob(-field), flow.log_prob(field), rtol=0, atol=0)
 
 
-def test_without_z2_the_flow_is_not_even() -> None:
-    flow = shaken((4, 4), {"kind": "coupling", "z2": False})
+def test_without_z2_the_flow_is_not_even(shaken: Shaken) -> None:
+    flow = shaken({"kind": "coupling", "z2": False}, SQUARE)
     field, log_q = flow.sample(10, torch_generator(1))
     assert not torch.allclose(flow.log_prob(-field), log_q)
 
 
-def test_convolutions_are_translation_equivariant() -> None:
+def test_convolutions_are_translation_equivariant(shaken: Shaken) -> None:
     # Translations that keep the sublattices: an even number of steps in all.
-    flow = shaken((4, 6), {"kind": "coupling", "base": "free_field"})
+    flow = shaken({"kind": "coupling", "base": "free_field"}, FreeScalar((4, 6), 0.8))
     assert isinstance(flow, CouplingFlow)
     latent = flow.base.draw(5, torch_generator(1))
     field, log_det = flow.forward(latent)
@@ -86,8 +107,9 @@ def test_convolutions_are_translation_equivariant() -> None:
         torch.testing.assert_close(log_det_moved, log_det, rtol=1e-11, atol=1e-11)
 
 
-def test_convolution_radius_limits_the_range() -> None:
-    flow = shaken((8, 8), {"kind": "coupling", "layers": 1, "radius": 1, "hidden": [3], "sinh_arcsinh": False})
+def test_convolution_radius_limits_the_range(shaken: Shaken) -> None:
+    description = {"kind": "coupling", "layers": 1, "radius": 1, "hidden": [3], "sinh_arcsinh": False}
+    flow = shaken(description, FreeScalar((8, 8), 0.8))
     assert isinstance(flow, CouplingFlow)
     even = checkerboard((8, 8))
     latent = torch.zeros((2, 8, 8), dtype=torch.float64)
@@ -126,7 +148,7 @@ def test_free_field_base_is_the_free_theory(rng: np.random.Generator) -> None:
 
 
 def test_production_precision_keeps_the_fingerprint() -> None:
-    flow = build_flow({"kind": "coupling"}, (4, 4))
+    flow = build_flow({"kind": "coupling"}, SQUARE)
     mark = fingerprint(flow)
     assert fingerprint(flow.double()) == mark
     with torch.no_grad():
@@ -134,13 +156,13 @@ def test_production_precision_keeps_the_fingerprint() -> None:
     assert fingerprint(flow) != mark
 
 
-def test_frozen_convolutions_follow_their_weights() -> None:
-    flow = shaken((4, 4), {"kind": "coupling", "layers": 2}).requires_grad_(False)
+def test_frozen_convolutions_follow_their_weights(shaken: Shaken) -> None:
+    flow = shaken({"kind": "coupling", "layers": 2}, SQUARE).requires_grad_(False)
     field, _ = flow.sample(5, torch_generator(1))
     before = flow.log_prob(field)
     for parameter in flow.parameters():
         parameter.data.mul_(1.1)  # around autograd: no version is counted
-    fresh = build_flow({"kind": "coupling", "layers": 2}, (4, 4)).double()
+    fresh = build_flow({"kind": "coupling", "layers": 2}, SQUARE).double()
     fresh.load_state_dict(flow.state_dict())
     assert not torch.equal(flow.log_prob(field), before)
     torch.testing.assert_close(flow.log_prob(field), fresh.log_prob(field), rtol=0, atol=1e-12)
@@ -151,17 +173,17 @@ def test_frozen_convolutions_follow_their_weights() -> None:
 
 def test_building_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    one = build_flow({"kind": "coupling"}, (4, 4), seed=5)
+    one = build_flow({"kind": "coupling"}, SQUARE, seed=5)
     assert torch.equal(torch.get_rng_state(), before)
-    assert fingerprint(one) == fingerprint(build_flow({"kind": "coupling"}, (4, 4), seed=5))
-    assert fingerprint(one) != fingerprint(build_flow({"kind": "coupling"}, (4, 4), seed=6))
+    assert fingerprint(one) == fingerprint(build_flow({"kind": "coupling"}, SQUARE, seed=5))
+    assert fingerprint(one) != fingerprint(build_flow({"kind": "coupling"}, SQUARE, seed=6))
 
 
 class TestFiles:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         path = tmp_path / "flow.safetensors"
-        save_flow(path, build_flow({"kind": "coupling", "layers": 2}, (4, 4)), Phi4((4, 4), 1.0, 1.0), {})
+        save_flow(path, build_flow({"kind": "coupling", "layers": 2}, SQUARE), SQUARE, {})
         return path
 
     def test_truncated_at_any_length(self, path: Path) -> None:
@@ -176,10 +198,10 @@ class TestFiles:
             load_flow(tmp_path / "none.safetensors")
 
     def test_nan_weights(self, tmp_path: Path) -> None:
-        flow = build_flow({"kind": "coupling"}, (4, 4))
+        flow = build_flow({"kind": "coupling"}, SQUARE)
         with torch.no_grad():
             next(flow.parameters()).fill_(float("nan"))
-        save_flow(tmp_path / "nan.safetensors", flow, Phi4((4, 4), 1.0, 1.0), {})
+        save_flow(tmp_path / "nan.safetensors", flow, SQUARE, {})
         with pytest.raises(FlowFileError, match="NaN"):
             load_flow(tmp_path / "nan.safetensors")
 
@@ -219,11 +241,11 @@ def test_bad_hyper_parameters_are_refused(config: dict[str, object]) -> None:
 
 def test_unknown_kind_and_key_are_refused() -> None:
     with pytest.raises(ConfigError, match="coupling"):
-        build_flow({"kind": "couplings"}, (4, 4))
+        build_flow({"kind": "couplings"}, SQUARE)
     with pytest.raises(ConfigError, match="depth"):
-        build_flow({"kind": "coupling", "depth": 3}, (4, 4))
+        build_flow({"kind": "coupling", "depth": 3}, SQUARE)
 
 
 def test_convolutions_refuse_odd_extents() -> None:
     with pytest.raises(ParameterError, match="odd"):
-        build_flow({"kind": "coupling"}, (4, 5))
+        build_flow({"kind": "coupling"}, FreeScalar((4, 5), 0.8))

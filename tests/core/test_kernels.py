@@ -23,8 +23,6 @@ from flowmc.kernels import (
     Proposals,
     StepSizeTuner,
     Trajectories,
-    flow_only,
-    hybrid,
     log_ratio,
 )
 from flowmc.proposals import ProposalMetadata
@@ -63,7 +61,7 @@ class TestFlowProposals(KernelContract):
 
 def test_hybrid_keeps_the_target(rng: np.random.Generator, test_seed: int) -> None:
     theory = FreeScalar((4, 2), 0.8)
-    cycle = hybrid(trajectories(theory), proposals(theory))
+    cycle = Cycle(theory, (trajectories(theory), proposals(theory)))
 
     def kernel(field: np.ndarray) -> np.ndarray:
         state = cycle.init(field)
@@ -247,7 +245,7 @@ class TestIndependence:
 
     def test_wrong_lattice_is_refused(self) -> None:
         with pytest.raises(LatticeMismatchError, match="3, 3"):
-            flow_only(self.theory, GaussianProposal((3, 3), 1.0), 1, 2)
+            FlowProposals(Independence(self.theory), GaussianProposal((3, 3), 1.0), 1, 2)
 
 
 def test_not_a_number_rejects() -> None:
@@ -375,7 +373,7 @@ class NarrowProposal(GaussianProposal):
 def test_narrow_support_is_refused_alone_and_warned_of_in_a_hybrid() -> None:
     theory = FreeScalar((4, 2), 0.8)
     narrow = NarrowProposal(theory.shape, 0.5)
-    with pytest.raises(ParameterError, match="hybrid"):
-        flow_only(theory, narrow, 1, 2)
+    with pytest.raises(ParameterError, match="mix it"):
+        Cycle(theory, (FlowProposals(Independence(theory), narrow, 1, 2),))
     with pytest.warns(UserWarning, match="support"):
-        hybrid(trajectories(theory), FlowProposals(Independence(theory), narrow, 1, 2))
+        Cycle(theory, (trajectories(theory), FlowProposals(Independence(theory), narrow, 1, 2)))

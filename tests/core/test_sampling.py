@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flowmc.errors import NonFiniteError, ParameterError
-from flowmc.kernels import HMC, Cycle, FlowProposals, Independence, Trajectories, flow_only, hmc_only, hybrid
+from flowmc.kernels import HMC, Cycle, FlowProposals, Independence, Trajectories
 from flowmc.sampling import MemoryStore, SamplingPlan, Store, sample
 from flowmc.testing import GaussianProposal, StoreContract
 from flowmc.theories import Phi4
@@ -29,10 +29,10 @@ def cycle_of(kind: str, theory: Phi4 = THEORY, target: float | None = 0.8) -> Cy
     )
     proposal = GaussianProposal(theory.shape, 0.35)
     if kind == "hmc":
-        return hmc_only(trajectories)
+        return Cycle(theory, (trajectories,))
     if kind == "flow":
-        return flow_only(theory, proposal, 5, 3)
-    return hybrid(trajectories, FlowProposals(Independence(theory), proposal, 5, 3))
+        return Cycle(theory, (FlowProposals(Independence(theory), proposal, 5, 3),))
+    return Cycle(theory, (trajectories, FlowProposals(Independence(theory), proposal, 5, 3)))
 
 
 def start(theory: Phi4 = THEORY, chains: int = 4) -> Callable[[], np.ndarray]:
@@ -322,7 +322,7 @@ def test_log_q_of_a_flow_born_state_is_never_recomputed() -> None:
     trajectories = Trajectories.build(HMC(THEORY), 5, 1, trajectory_length=1.0, step_size=0.5, target_acceptance=None)
     flow = FlowProposals(Independence(THEORY), RoundingProposal((4, 4), 0.35), 5, 2)
     store = MemoryStore()
-    sample(hybrid(trajectories, flow), SamplingPlan(16, 40, 0, 0, 40), store, start(chains=16))
+    sample(Cycle(THEORY, (trajectories, flow)), SamplingPlan(16, 40, 0, 0, 40), store, start(chains=16))
     accepted, current, proposed = (
         store.table("history", name).reshape(40, 3, 16) for name in ("accepted", "log_weight_current", "log_weight")
     )
@@ -336,7 +336,7 @@ def test_log_q_is_that_of_the_state_that_hmc_left() -> None:
     proposal = GaussianProposal((4, 4), 0.35)
     trajectories = Trajectories.build(HMC(THEORY), 5, 1, trajectory_length=1.0, step_size=0.2, target_acceptance=None)
     flow = FlowProposals(Independence(THEORY), proposal, 5, 2)
-    cycle = hybrid(trajectories, flow)
+    cycle = Cycle(THEORY, (trajectories, flow))
     state = cycle.init(start()())
     prepared, _ = cycle.prepare(0, 3, 4)
     for index in range(3):

@@ -7,11 +7,12 @@ import pytest
 
 import flowmc.theories as public
 from flowmc.errors import ConfigError, ParameterError
-from flowmc.testing import TheoryContract
-from flowmc.theories import THEORIES, FreeScalar, Phi4, Theory, from_description
+from flowmc.testing import SmoothTheoryContract, TheoryContract
+from flowmc.theories import THEORIES, FreeScalar, Ising, Phi4, SmoothTheory, Theory, from_description
 from flowmc_analysis.exact import free_scalar_log_z
+from flowmc_analysis.monitors import IDENTITIES
 
-EXAMPLES: list[Theory] = [
+SMOOTH: list[SmoothTheory] = [
     Phi4((4, 6), m2=-4.0, lam=8.0),
     Phi4((5,), m2=0.3, lam=0.5),
     Phi4((3, 2, 4), m2=1.0, lam=0.0),
@@ -19,6 +20,13 @@ EXAMPLES: list[Theory] = [
     FreeScalar((4, 6), mass=0.5),
     FreeScalar((3, 4, 2), mass=1.2),
 ]
+DISCRETE: list[Theory] = [
+    Ising((4, 6), beta=0.44),
+    Ising((5,), beta=0.7, field=0.3),
+    Ising((3, 2, 4), beta=0.2, coupling=-1.5),
+    Ising((2, 3, 2, 2), beta=1.1, coupling=0.5, field=-0.2),
+]
+EXAMPLES = [*SMOOTH, *DISCRETE]
 
 
 def test_every_public_theory_is_tested() -> None:
@@ -26,18 +34,38 @@ def test_every_public_theory_is_tested() -> None:
     classes = {
         value
         for value in vars(public).values()
-        if isinstance(value, type) and issubclass(value, Theory) and value is not Theory
+        if isinstance(value, type) and issubclass(value, Theory) and value not in {Theory, SmoothTheory}
     }
     assert classes == set(THEORIES.values())
 
 
-@pytest.mark.parametrize("theory", EXAMPLES, ids=repr)
+@pytest.mark.parametrize("theory", DISCRETE, ids=repr)
 class TestContract(TheoryContract):
     @pytest.fixture
     def theory(self, request: pytest.FixtureRequest) -> Theory:
         theory = request.param
         assert isinstance(theory, Theory)
         return theory
+
+
+@pytest.mark.parametrize("theory", SMOOTH, ids=repr)
+class TestSmoothContract(SmoothTheoryContract):
+    @pytest.fixture
+    def theory(self, request: pytest.FixtureRequest) -> SmoothTheory:
+        theory = request.param
+        assert isinstance(theory, SmoothTheory)
+        return theory
+
+
+@pytest.mark.parametrize("theory", EXAMPLES, ids=repr)
+def test_the_analysis_knows_every_identity(theory: Theory) -> None:
+    assert set(theory.identities()) <= set(IDENTITIES)
+
+
+@pytest.mark.parametrize("theory", SMOOTH, ids=repr)
+def test_a_theory_without_a_path_is_not_annealed(theory: Theory) -> None:
+    with pytest.raises(ParameterError, match="annealing"):
+        theory.annealed(0.5)
 
 
 def action_written_out(field: np.ndarray, m2: float, lam: float) -> float:

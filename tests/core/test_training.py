@@ -13,7 +13,7 @@ import torch
 from flowmc.errors import FlowFileError, NonFiniteError, ParameterError
 from flowmc.flows import Flow, build_flow, fingerprint
 from flowmc.seeds import torch_generator
-from flowmc.theories import FreeScalar, Phi4
+from flowmc.theories import FreeScalar, Phi4, Theory
 from flowmc.training import SCHEDULES, TrainingConfig, TrainingFiles, reverse_kl, train
 from flowmc_analysis.exact import free_scalar_log_z
 from flowmc_analysis.weights import ess_reverse
@@ -24,8 +24,8 @@ CONFIG = TrainingConfig(
 )
 
 
-def fresh(**hyper: object) -> Flow:
-    return build_flow({"kind": "coupling", "layers": 2, "hidden": [4], **hyper}, (4, 4), seed=1)
+def fresh(theory: Theory = THEORY, **hyper: object) -> Flow:
+    return build_flow({"kind": "coupling", "layers": 2, "hidden": [4], **hyper}, theory, seed=1)
 
 
 def test_training_lowers_the_loss_and_raises_the_ess(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_training_lowers_the_loss_and_raises_the_ess(tmp_path: Path) -> None:
 def test_loss_is_minus_log_z_for_the_exact_flow() -> None:
     # A base at the theory's own mass and couplings at the identity: q = p, so log w is ln Z for every draw.
     theory = FreeScalar((4, 4), 0.8)
-    flow = fresh(base="free_field", base_mass=0.8, dtype="float64")
+    flow = fresh(theory, base="free_field", base_mass=0.8, dtype="float64")
     loss = reverse_kl(flow, theory, 50, torch_generator(1))
     np.testing.assert_allclose(loss.log_w.numpy(), free_scalar_log_z((4, 4), 0.8), atol=1e-10)
     assert float(loss.value.detach()) == pytest.approx(-free_scalar_log_z((4, 4), 0.8), abs=1e-10)
@@ -104,8 +104,9 @@ def test_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     train(fresh(), THEORY, CONFIG, path)
     with pytest.raises(FlowFileError, match="training"):
         train(fresh(), THEORY, replace(CONFIG, batch_size=32), path, resume=True)
+    other = Phi4((4, 4), -4.0, 7.0)
     with pytest.raises(FlowFileError, match="theory"):
-        train(fresh(), Phi4((4, 4), -4.0, 7.0), CONFIG, path, resume=True)
+        train(fresh(other), other, CONFIG, path, resume=True)
 
 
 def test_divergence_is_an_error_and_keeps_the_checkpoint(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run that is small enough for the suite and has every part: a 4×4 lattice, a flow of two layers, three kernels."""
+"""Runs that are small enough for the suite and have every part: 4×4 lattices, small flows, all kernels."""
 
 from __future__ import annotations
 
@@ -45,6 +45,37 @@ flow_proposals = 2
 kernels = ["flow", "hmc"]
 """
 
+SMALL_ISING_RUN = """
+[theory]
+name = "ising"
+shape = [4, 4]
+beta = 0.4
+
+[flow]
+kind = "hierarchical"
+
+[training]
+objective = "reinforce"
+steps = 100
+batch_size = 64
+learning_rate = 0.01
+annealing = 0.95
+seed = 1
+checkpoint_every = 50
+
+[sampling]
+seed = 3
+chains = 8
+cycles = 200
+thermalisation = 40
+tuning = 0
+cycles_per_block = 20
+flow_proposals = 2
+
+[baseline]
+kernels = ["heat_bath", "metropolis", "wolff", "swendsen_wang", "blocks+flow"]
+"""
+
 
 class Command:
     """Runs `flowmc` in this process, with captured streams."""
@@ -71,6 +102,13 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def ising_config(tmp_path: Path) -> Path:
+    path = tmp_path / "ising.toml"
+    path.write_text(SMALL_ISING_RUN)
+    return path
+
+
+@pytest.fixture
 def flowmc(tmp_path: Path) -> Command:
     return Command(tmp_path)
 
@@ -81,6 +119,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.toml").write_text(SMALL_RUN)
     outcome = Command(folder)("run", "small.toml", "--output", "out")
+    assert outcome.exit_code == 0, outcome.output
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_ising(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the Ising model; tests must not change it."""
+    folder = tmp_path_factory.mktemp("finished_ising")
+    (folder / "ising.toml").write_text(SMALL_ISING_RUN)
+    outcome = Command(folder)("run", "ising.toml", "--output", "out")
     assert outcome.exit_code == 0, outcome.output
     return folder
 

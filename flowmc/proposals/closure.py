@@ -1,0 +1,154 @@
+"""Draws against their density: identities that every density obeys over its own draws, one set for each kind of field.
+
+A base that draws too wide, or spins drawn with probabilities other than those in log q, show nowhere else: the forward
+pass and ``log_prob`` agree, and the weights are self-consistent. Each identity comes as samples whose mean is zero, and
+is judged by its z-score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from flowmc.proposals.base import Proposal
+from flowmc.seeds import numpy_generator
+
+__all__ = ["CLOSURES", "ENUMERATED_SITES", "Identity", "real_closure", "spin_closure", "total_probability"]
+
+Array = NDArray[np.float64]
+
+# An identity that holds draw by draw deviates by rounding, which is no noise.
+ROUNDING = 1e-12
+
+DIRECTIONS = 2
+# Relative step of the directional derivatives of log q: small against the field, large against float32's rounding.
+STEP = 1e-3
+ENUMERATED_SITES = 16
+"""Largest lattice on which the probabilities of all configurations of spins are summed."""
+CHUNK = 4096
+# Sites of each draw at which a spin is flipped.
+SITES = 4
+
+
+class Identity(NamedTuple):
+    """Samples, one for each draw, whose expectation is zero if the draws have the density that log q says."""
+
+    samples: Array
+    variance: float = 0.0
+    """What is known of their variance beforehand: rare events, and with them the noise, may be missing among them."""
+
+    @property
+    def score(self) -> float:
+        """The mean in units of its error; NaN for fewer than two samples."""
+        if self.samples.size < 2:
+            return float("nan")
+        # No max(): it would pass over NaN.
+        spread = float(np.maximum(self.samples.std(ddof=1), max(np.sqrt(self.variance), ROUNDING)))
+        return float(self.samples.mean() / (spread / np.sqrt(self.samples.size)))
+
+
+def real_closure(proposal: Proposal, fields: NDArray[Any], seed: int) -> dict[str, Identity]:
+    """Return the identities of a density on real fields.
+
+    By partial integration ⟨φ·∂ log q⟩ = −V and, for a fixed direction u, ⟨u·∂ log q⟩ = 0 and ⟨(u·φ)(u·∂ log q)⟩ = −|u|².
+    """
+    n, volume = len(fields), fields[0].size
+    directions = numpy_generator(seed).standard_normal((DIRECTIONS, *fields.shape[1:]))
+    directions *= fields.std() / directions.std(axis=tuple(range(1, directions.ndim)), keepdims=True)
+
+    def slope(shift: NDArray[Any]) -> Array:
+        ends = [proposal.log_prob((fields + sign * STEP * shift).astype(fields.dtype)) for sign in (1, -1)]
+        return (ends[0] - ends[1]) / (2 * STEP)
+
+    identities = {"<phi d log q> + V": Identity(slope(fields) + volume)}
+    for number, direction in enumerate(directions):
+        along = (fields * direction).reshape(n, -1).sum(1)
+        derivative = slope(np.broadcast_to(direction, fields.shape))
+        identities[f"<d_{number} log q>"] = Identity(derivative)
+        square = float((direction**2).sum())
+        identities[f"<phi_{number} d_{number} log q> + 1"] = Identity(along * derivative + square)
+    return identities
+
+
+def spin_closure(proposal: Proposal, fields: NDArray[Any], seed: int) -> dict[str, Identity]:
+    """Return the identities of a probability of spins.
+
+    Let g be a flip that undoes itself and f a function that changes sign under it. Among the two configurations s and g s
+    the mean of f is f(s) tanh a with a = ½ [log q(s) − log q(g s)], so that
+
+        ⟨f (1 − tanh a)⟩ = 0,   with variance f² (1 − tanh² a), given the two.
+
+    For the flip of one spin f is s(x) times a function of the other spins: 1, a(x) = s(x) a (which a wrong temperature
+    spoils most), the spin at another random site, the next spin along the last axis, and the sum of all other spins over
+    √V. Each draw has random sites x of its own, over which is summed. For the flip of all spins f is their sum over √V:
+    it alone sees whether the weight that q gives to the mirror images of its draws is drawn from.
+    """
+    n, volume = len(fields), fields[0].size
+    generator = numpy_generator(seed)
+    spins = fields.reshape(n, -1)
+    every = np.arange(n)
+    log_q = proposal.log_prob(fields)
+    total = spins.sum(1, dtype=np.float64)
+    width = fields.shape[-1]
+    parts: dict[str, list[tuple[Array, Array]]] = {}
+    for _ in range(SITES):
+        site = generator.integers(volume, size=n)
+        other = (site + generator.integers(1, volume, size=n)) % volume
+        neighbour = site - site % width + (site + 1) % width
+        flipped = spins.copy()
+        flipped[every, site] *= -1
+        change = log_q - proposal.log_prob(flipped.reshape(fields.shape))
+        here = spins[every, site].astype(np.float64)
+        # Where the other configuration is impossible there is no deviation: not infinity times zero.
+        coupling = np.where(np.isposinf(change), 0.0, 0.5 * here * change)
+        functions = {
+            "<s_x - t_x>": np.ones(n),
+            "<(s_x - t_x) a_x>": coupling,
+            "<(s_x - t_x) s_y>": spins[every, other],
+            "<(s_x - t_x) s_x+1>": spins[every, neighbour],
+            "<(s_x - t_x) M>": (total - here) / np.sqrt(volume),
+        }
+        for name, function in functions.items():
+            parts.setdefault(name, []).append(_deviation(here * function, change))
+    mirrored = proposal.log_prob(-fields)
+    parts["<M - mean of M and -M>"] = [_deviation(total / np.sqrt(volume), log_q - mirrored)]
+    return {
+        name: Identity(
+            np.sum([samples for samples, _ in pairs], axis=0), float(np.sum([variance.mean() for _, variance in pairs]))
+        )
+        for name, pairs in parts.items()
+    }
+
+
+def _deviation(odd: Array, change: Array) -> tuple[Array, Array]:
+    """Return f (1 − tanh a) and f² (1 − tanh² a), with a half the change of log q, without loss of precision."""
+    return 2 * odd * expit(-change), 4 * odd**2 * expit(change) * expit(-change)
+
+
+CLOSURES: dict[str, Callable[[Proposal, NDArray[Any], int], dict[str, Identity]]] = {
+    "real": real_closure,
+    "spin": spin_closure,
+}
+"""The identities of each space, by its name."""
+
+
+def total_probability(proposal: Proposal) -> float:
+    """Return Σ_s q(s) over all 2^V configurations of spins.
+
+    Parameters
+    ----------
+    proposal
+        A proposal of spins on at most `ENUMERATED_SITES` sites.
+    """
+    shape = proposal.metadata.event_shape
+    volume = int(np.prod(shape))
+    total = 0.0
+    for start in range(0, 2**volume, CHUNK):
+        numbers = np.arange(start, min(start + CHUNK, 2**volume))
+        bits = numbers[:, None] >> np.arange(volume) & 1
+        total += float(np.exp(proposal.log_prob((2 * bits - 1).astype(np.int8).reshape(-1, *shape))).sum())
+    return total
