@@ -127,7 +127,7 @@ def plot_tau_int(
     axis.set_xlabel("window W (stored configurations)")
     axis.set_ylabel(r"$\tau_\mathrm{int}(W)$ (stored configurations)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    set_title(axis, f"{name}: integrated autocorrelation time, white noise = 0.5 (dotted)")
+    set_title(axis, f"{name}: τ_int, white noise = 0.5 (dotted)")
     add_legend(axis)
     return figure
 

@@ -170,7 +170,8 @@ def _tiles(analyses: Sequence[EnsembleAnalysis], comparison: Comparison | None) 
         (
             f"Cost, {ratio.label} / {ratio.baseline}",
             format_number(ratio.without_training.value),
-            f"per independent configuration; {format_number(ratio.with_training.value)} with training",
+            "per independent configuration"
+            + (f"; {format_number(ratio.with_training.value)} with training" if ratio.break_even else ""),
         )
         for ratio in ratios
         if ratio.observable == "susceptibility"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowmc.training.checkpoint import TrainingFiles, TrainingRecord
-from flowmc.training.objectives import OBJECTIVES, Loss, check_objective, reinforce, reverse_kl
+from flowmc.training.objectives import OBJECTIVES, Loss, choose_objective, reinforce, reverse_kl
 from flowmc.training.schedules import SCHEDULES
 from flowmc.training.trainer import TrainingConfig, TrainingResult, train
 
@@ -15,7 +15,7 @@ __all__ = [
     "TrainingFiles",
     "TrainingRecord",
     "TrainingResult",
-    "check_objective",
+    "choose_objective",
     "reinforce",
     "reverse_kl",
     "train",

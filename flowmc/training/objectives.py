@@ -16,7 +16,7 @@ from flowmc.errors import ParameterError
 from flowmc.flows import Flow
 from flowmc.theories import SmoothTheory, Theory
 
-__all__ = ["OBJECTIVES", "Loss", "Objective", "check_objective", "reinforce", "reverse_kl"]
+__all__ = ["OBJECTIVES", "Loss", "Objective", "choose_objective", "reinforce", "reverse_kl"]
 
 
 class Loss(NamedTuple):
@@ -90,15 +90,28 @@ OBJECTIVES: dict[str, Objective] = {"reinforce": reinforce, "reverse_kl": revers
 """Every objective by its name in run descriptions."""
 
 
-def check_objective(name: str, flow: Flow, theory: Theory, n: int) -> None:
-    """Check that an objective can train a flow for a theory.
+def choose_objective(name: str, flow: Flow, theory: Theory, n: int) -> Objective:
+    """Return the objective of a name, which must be able to train a flow for a theory.
+
+    Parameters
+    ----------
+    name
+        A name in `OBJECTIVES`, or "auto": the reverse KL divergence, with the reparametrised gradient where draws and
+        action can be differentiated, else with the score-function gradient.
+    flow, theory
+        What is to be trained, and for what.
+    n
+        Batch size.
 
     Raises
     ------
     ParameterError
         If it cannot.
     """
-    if name == "reverse_kl" and not (flow.reparametrised and isinstance(theory, SmoothTheory)):
+    smooth = flow.reparametrised and isinstance(theory, SmoothTheory)
+    if name == "auto":
+        name = "reverse_kl" if smooth else "reinforce"
+    if name == "reverse_kl" and not smooth:
         raise ParameterError(
             got=f"objective = {name!r} for a {flow.kind!r} flow and the theory {theory.name!r}",
             expected="draws and an action that can be differentiated",
@@ -110,3 +123,4 @@ def check_objective(name: str, flow: Flow, theory: Theory, n: int) -> None:
             expected="at least 2: the baseline is the mean over the other draws",
             fix="raise `batch_size`",
         )
+    return OBJECTIVES[name]

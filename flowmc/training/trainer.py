@@ -16,7 +16,7 @@ from flowmc.flows import Flow, describe_flow, fingerprint
 from flowmc.seeds import torch_generator
 from flowmc.theories import Theory
 from flowmc.training.checkpoint import TrainingFiles, TrainingRecord
-from flowmc.training.objectives import OBJECTIVES, check_objective
+from flowmc.training.objectives import OBJECTIVES, choose_objective
 from flowmc.training.schedules import SCHEDULES
 from flowmc_analysis.weights import acceptance_independence, ess_reverse
 
@@ -35,7 +35,7 @@ class TrainingConfig:
     Parameters
     ----------
     objective
-        A name in `flowmc.training.objectives.OBJECTIVES`.
+        A name in `flowmc.training.objectives.OBJECTIVES`, or "auto" for the one that suits flow and theory.
     steps
         Optimiser steps.
     batch_size
@@ -69,7 +69,7 @@ class TrainingConfig:
         If a value is out of range or a name unknown.
     """
 
-    objective: str = "reverse_kl"
+    objective: str = "auto"
     steps: int = 2000
     batch_size: int = 1024
     learning_rate: float = 3e-3
@@ -96,7 +96,7 @@ class TrainingConfig:
                 expected="0 (none) or a rate below 1, for example 0.996",
                 fix="correct it",
             )
-        for name, known in (("objective", OBJECTIVES), ("schedule", SCHEDULES)):
+        for name, known in (("objective", ("auto", *OBJECTIVES)), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise ParameterError(
                     got=f"{name} = {getattr(self, name)!r}", expected=f"one of {sorted(known)}", fix=f"correct `{name}`"
@@ -179,7 +179,7 @@ def train(
         "training": config.identity(),
         "start": fingerprint(flow),
     }
-    check_objective(config.objective, flow, theory, config.batch_size)
+    objective = choose_objective(config.objective, flow, theory, config.batch_size)
     config.theory_at(1, theory)
     flow.train()
     optimiser = torch.optim.Adam(flow.parameters(), lr=config.learning_rate)
@@ -187,41 +187,42 @@ def train(
     records: list[TrainingRecord] = []
     if resume and files.checkpoint.is_file():
         first, before, records = files.restore(flow, optimiser, identity)
-    objective = OBJECTIVES[config.objective]
     began = time.perf_counter()
     step, stop = first, ""
-    for step in range(first + 1, config.steps + 1):
-        learning_rate = config.learning_rate_at(step - 1)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate
-        flow.theory = config.theory_at(step, theory)
-        loss = objective(
-            flow, flow.theory, config.batch_size, torch_generator(config.seed, "step", step, device=flow.device)
-        )
-        optimiser.zero_grad()
-        loss.value.backward()  # type: ignore[no-untyped-call]
-        norm = float(torch.nn.utils.clip_grad_norm_(flow.parameters(), config.gradient_clip))
-        value = -float(loss.log_w.mean())
-        if not (isfinite(value) and isfinite(norm)):
-            raise NonFiniteError(
-                got=f"loss {value}, gradient norm {norm} at step {step}",
-                expected="finite numbers",
-                fix="lower `learning_rate` or `gradient_clip`, and train anew"
-                + (f" ({files.checkpoint} is the state before)" if files.checkpoint.exists() else ""),
+    try:
+        for step in range(first + 1, config.steps + 1):
+            learning_rate = config.learning_rate_at(step - 1)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate
+            flow.theory = config.theory_at(step, theory)
+            loss = objective(
+                flow, flow.theory, config.batch_size, torch_generator(config.seed, "step", step, device=flow.device)
             )
-        optimiser.step()
-        seconds = before + time.perf_counter() - began
-        if step % LOG_EVERY == 0 or step in (1, config.steps):
-            log_w = loss.log_w.cpu().numpy()
-            record = TrainingRecord(
-                step, value, ess_reverse(log_w), acceptance_independence(log_w), norm, learning_rate, seconds
-            )
-            records.append(record)
-            on_record(record)
-        stop = should_stop() if step < config.steps else ""
-        if stop or step % config.checkpoint_every == 0 or step == config.steps:
-            files.save(flow, optimiser, step, seconds, identity, records)
-        if stop:
-            break
-    flow.theory = theory
+            optimiser.zero_grad()
+            loss.value.backward()  # type: ignore[no-untyped-call]
+            norm = float(torch.nn.utils.clip_grad_norm_(flow.parameters(), config.gradient_clip))
+            value = -float(loss.log_w.mean())
+            if not (isfinite(value) and isfinite(norm)):
+                raise NonFiniteError(
+                    got=f"loss {value}, gradient norm {norm} at step {step}",
+                    expected="finite numbers",
+                    fix="lower `learning_rate` or `gradient_clip`, and train anew"
+                    + (f" ({files.checkpoint} is the state before)" if files.checkpoint.exists() else ""),
+                )
+            optimiser.step()
+            seconds = before + time.perf_counter() - began
+            if step % LOG_EVERY == 0 or step in (1, config.steps):
+                log_w = loss.log_w.cpu().numpy()
+                record = TrainingRecord(
+                    step, value, ess_reverse(log_w), acceptance_independence(log_w), norm, learning_rate, seconds
+                )
+                records.append(record)
+                on_record(record)
+            stop = should_stop() if step < config.steps else ""
+            if stop or step % config.checkpoint_every == 0 or step == config.steps:
+                files.save(flow, optimiser, step, seconds, identity, records)
+            if stop:
+                break
+    finally:
+        flow.theory = theory
     return TrainingResult(step, before + time.perf_counter() - began, stop, tuple(records))

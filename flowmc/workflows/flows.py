@@ -25,7 +25,7 @@ from flowmc.errors import (
 from flowmc.flows import DTYPES, Flow, SavedFlow, build_flow, describe_flow, load_flow, save_flow
 from flowmc.proposals import Certificate, FlowProposal, as_proposal, certify
 from flowmc.theories import Theory
-from flowmc.training import TrainingFiles, check_objective, train
+from flowmc.training import TrainingFiles, choose_objective, train
 
 __all__ = [
     "certify_flow",
@@ -119,7 +119,7 @@ def train_flow(
             if existing.exists():
                 raise exists_already(existing)
     flow = to_device(build_flow(config.flow, config.theory, seed=config.training.seed), config.training.device)
-    check_objective(config.training.objective, flow, config.theory, config.training.batch_size)
+    choose_objective(config.training.objective, flow, config.theory, config.training.batch_size)
     # Through JSON, as the file will hold it: tuples become lists.
     identity: dict[str, Any] = json.loads(
         json.dumps({"flow": describe_flow(flow), "training": config.training.identity()})

@@ -15,8 +15,18 @@ from flowmc.theories import Phi4
 THEORY = {"name": "phi4", "shape": [8, 8], "m2": -4.0, "lam": 8.0}
 
 
-def test_example_is_valid() -> None:
-    run = read_run(Path(__file__).parents[2] / "examples" / "phi4_8x8.toml")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_example_is_valid(path: Path) -> None:
+    run = read_run(path)
+    assert run.flow is not None
+    assert run.baselines()
+
+
+def test_example_of_phi4() -> None:
+    run = read_run(EXAMPLES / "phi4_8x8.toml")
     assert run.theory == Phi4((8, 8), -4.0, 8.0)
     assert run.sampling.kernel == "hybrid"
     assert list(run.baselines()) == ["flow", "hmc"]

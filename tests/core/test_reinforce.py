@@ -14,8 +14,8 @@ from flowmc.errors import ParameterError
 from flowmc.flows import Flow, build_flow
 from flowmc.seeds import fold, torch_generator
 from flowmc.testing import EnumeratedIsing, enumerate_spins
-from flowmc.theories import Ising, Phi4, Theory
-from flowmc.training import OBJECTIVES, Loss, TrainingConfig, check_objective, reinforce, train
+from flowmc.theories import FreeScalar, Ising, Phi4, Theory
+from flowmc.training import OBJECTIVES, Loss, TrainingConfig, choose_objective, reinforce, train
 from flowmc.training.objectives import Objective
 from flowmc_analysis.zscores import family_p_value
 
@@ -151,7 +151,7 @@ class TestRefusals:
         theory = Ising((4, 4), 0.44)
         flow = build_flow({"kind": kind}, theory)
         with pytest.raises(ParameterError, match='"reinforce"'):
-            check_objective("reverse_kl", flow, theory, 64)
+            choose_objective("reverse_kl", flow, theory, 64)
         with pytest.raises(ParameterError, match='"reinforce"'):
             train(flow, theory, TrainingConfig(objective="reverse_kl", steps=3), tmp_path / "flow.safetensors")
         assert not list(tmp_path.iterdir())
@@ -159,4 +159,10 @@ class TestRefusals:
     def test_one_draw_has_no_baseline(self) -> None:
         theory = Ising((4, 4), 0.44)
         with pytest.raises(ParameterError, match="batch_size = 1"):
-            check_objective("reinforce", build_flow({"kind": "autoregressive"}, theory), theory, 1)
+            choose_objective("reinforce", build_flow({"kind": "autoregressive"}, theory), theory, 1)
+
+
+def test_automatic_choice_suits_the_flow() -> None:
+    spins, real = Ising((4, 4), 0.44), FreeScalar((4, 4), 1.0)
+    assert choose_objective("auto", build_flow({"kind": "autoregressive"}, spins), spins, 8) is OBJECTIVES["reinforce"]
+    assert choose_objective("auto", build_flow({"kind": "coupling"}, real), real, 8) is OBJECTIVES["reverse_kl"]
