@@ -21,7 +21,7 @@ __all__ = ["COMPARED", "Chain", "chains_of", "tau_table", "z_scores"]
 jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
 
 COMPARED = ("heat_bath+flow", "blocks", "blocks+flow", "heat_bath", "metropolis", "swendsen_wang", "wolff")
-SMALLER_BLOCKS = {32: (7,), 64: (15, 7)}
+SMALLER_BLOCKS = {16: (3,), 32: (7, 3)}
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ class Training:
             training["start_from"] = f"{self.start_from}.safetensors"
         if steps is not None:
             training["steps"] = steps
+            # Few steps must still arrive at the target.
+            training["annealing"] = min(training["annealing"], 1e-4 ** (1.5 / steps))
         theory = {"name": "ising", "shape": [self.extent] * 2, "beta": self.beta}
         return parse_run({"theory": theory, "flow": self.flow, "training": training})
 

@@ -68,12 +68,14 @@ CASES = (
 QUICK_CASES = tuple(case for case in CASES if case.extent <= 16)
 
 
-def measure(case: Case) -> Measurement:
-    """Measure a case in a process of its own."""
+def measure(case: Case, folder: Path) -> Measurement:
+    """Measure a case in a process of its own, or read what was measured before."""
     words = [case.kind, case.what, str(case.extent), str(case.batch)]
-    command = [sys.executable, "-m", "benchmarks.ising_scaling", *words]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return Measurement(case, **json.loads(printed))
+    kept = folder / f"scaling_{'_'.join(words)}.json"
+    if not kept.is_file():
+        command = [sys.executable, "-m", "benchmarks.ising_scaling", *words]
+        kept.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return Measurement(case, **json.loads(kept.read_text()))
 
 
 def exponent(extents: Sequence[int], values: Sequence[float]) -> tuple[float, float]:

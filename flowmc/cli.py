@@ -87,6 +87,17 @@ def _errors() -> Iterator[None]:
         for label, text in (("got", error.got), ("expected", error.expected), ("fix", error.fix)):
             console.print(f"{label:>9}: {text}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+    except (MemoryError, RuntimeError) as error:
+        if (
+            not isinstance(error, MemoryError)
+            and "allocate memory" not in str(error)
+            and "out of memory" not in str(error)
+        ):
+            raise
+        console = Console(stderr=True)
+        console.print(f"error (out of memory): {str(error).splitlines()[0]}", markup=False, soft_wrap=True)
+        console.print("fix: a smaller batch_size, flow or lattice, fewer chains or cycles_per_block", markup=False)
+        raise typer.Exit(1) from error
     except OSError as error:
         Console(stderr=True).print(f"error ({type(error).__name__}): {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error

@@ -33,6 +33,7 @@ HYBRIDS = {"real": "hmc+flow", "spin": "heat_bath+flow"}
 """What the kernel "hybrid" stands for, by the space of the field."""
 STARTS = ("auto", "cold", "hot", "flow")
 PRECISIONS = ("float64", "float32")
+BASELINES = {"real": "hmc", "spin": "metropolis"}
 SECTIONS = ("theory", "flow", "training", "sampling", "baseline", "ensemble")
 
 
@@ -177,14 +178,15 @@ class BaselineConfig:
     Parameters
     ----------
     kernels
-        Kernels of the baseline ensembles; that of the main ensemble is passed over.
+        Kernels of the baseline ensembles; that of the main ensemble is passed over. By default HMC or, for spins,
+        Metropolis.
     cycles, thermalisation, cycles_per_block, save_every
         As in ``[sampling]``; those left out are taken from there.
     hmc_trajectories, flow_proposals, sweeps, cluster_updates, block_moves
         As in ``[sampling]``; those left out are taken from there.
     """
 
-    kernels: tuple[str, ...] = ("hmc",)
+    kernels: tuple[str, ...] | None = None
     cycles: int | None = None
     thermalisation: int | None = None
     cycles_per_block: int | None = None
@@ -196,7 +198,7 @@ class BaselineConfig:
     block_moves: int | None = None
 
     def __post_init__(self) -> None:
-        for kernel in self.kernels:
+        for kernel in self.kernels or ():
             _check_kernel(kernel)
 
     def sampling(self, kernel: str, main: SamplingConfig) -> SamplingConfig:
@@ -210,10 +212,11 @@ def _check_kernel(kernel: str) -> None:
     parts = kernel.split("+")
     known = kernel == "hybrid" or (set(parts) <= set(KERNELS) and len(set(parts)) == len(parts))
     if not known or "flow" in parts[:-1]:
+        near = [get_close_matches(part, KERNELS, n=1, cutoff=0.5) for part in parts if part not in KERNELS]
         raise ParameterError(
-            got=f"kernel = {kernel!r}",
+            got=f"kernel {kernel!r}",
             expected=f'"hybrid", one of {list(KERNELS)}, or different ones of them joined by "+", "flow" last',
-            fix="correct it",
+            fix=f"did you mean {near[0][0]!r}?" if near and near[0] else "correct it",
         )
 
 
@@ -241,8 +244,12 @@ class RunConfig:
 
     def baselines(self) -> dict[str, SamplingConfig]:
         """Return the settings of the baseline ensembles, by kernel; the main kernel needs none."""
-        kernels = [kernel for kernel in self.baseline.kernels if kernel != self.sampling.kernel]
-        return {kernel: self.baseline.sampling(kernel, self.sampling) for kernel in kernels}
+        named = self.baseline.kernels
+        kernels = [BASELINES[self.theory.space.name]] if named is None else list(named)
+        found = {kernel: self.baseline.sampling(kernel, self.sampling) for kernel in kernels}
+        # "hybrid" and what it stands for are the same kernel.
+        own = self.sampling.kernels_for(self.theory)
+        return {kernel: settings for kernel, settings in found.items() if settings.kernels_for(self.theory) != own}
 
 
 def read_run(path: Path) -> RunConfig:

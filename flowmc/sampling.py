@@ -149,6 +149,13 @@ class MemoryStore:
 
     def table(self, group: str, name: str) -> NDArray[Any]:
         """Return a table of "configurations", "history" or "observables", first axis over all blocks."""
+        known = sorted(self.blocks[0][group]) if self.blocks else []
+        if name not in known:
+            raise ParameterError(
+                got=f"table {name!r} of the {group}",
+                expected=f"one of {known}",
+                fix="correct the name, or sample first",
+            )
         return np.concatenate([block[group][name] for block in self.blocks])
 
     @property

@@ -6,7 +6,8 @@ undefined at the measured means (an effective mass in the noise) cannot be compa
 same value on every configuration of both (frozen spins); the strongly non-linear ones
 are judged only where their relative error is small enough for linear propagation; both are shown all the same.
 
-Cost is counted in seconds per independent configuration, see `flowmc_analysis.cost`. The last ensemble is the baseline.
+Cost is counted in seconds per independent configuration, see `flowmc_analysis.cost`. The baseline is the cheapest
+ensemble for which no flow had to be trained, by its slowest observable, and the last one where all needed a flow.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ __all__ = ["Comparison", "CostRatio", "compare", "compare_analyses", "compare_ma
 _NON_LINEAR = ("effective_mass", "correlation_length")
 _LARGEST_RELATIVE_ERROR = 1.0 / 3.0
 _COST_OBSERVABLE = "susceptibility"
+_ENSEMBLES_SHOWN_IN_ALL_PAIRS = 4
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Comparison:
     Parameters
     ----------
     analyses
-        The ensembles; the last is the baseline.
+        The ensembles; the first is the main one.
     scores
         Pair (``"flow - hmc"``) to the z-scores of its observables, all that can be compared.
     judged
@@ -115,6 +117,34 @@ class Comparison:
         return tuple(analysis.label for analysis in self.analyses)
 
     @property
+    def baseline(self) -> EnsembleAnalysis:
+        """The ensemble that the others' costs are relative to."""
+        return _baseline(self.analyses)
+
+    @property
+    def worst_pair(self) -> str:
+        """The pair with the largest z-score of the judged family."""
+        return next(
+            pair for pair, scores in self.scores.items() if any(score is self.verdict.worst for score in scores)
+        )
+
+    @property
+    def shown_scores(self) -> Mapping[str, tuple[ZScore, ...]]:
+        """The pairs that tables and figures show: all, or those with the first ensemble where there are many."""
+        if len(self.analyses) <= _ENSEMBLES_SHOWN_IN_ALL_PAIRS:
+            return self.scores
+        with_main = [_pair(self.analyses[0], other) for other in self.analyses[1:]]
+        return {pair: self.scores[pair] for pair in with_main}
+
+    @property
+    def note_on_pairs(self) -> str:
+        """A sentence on the pairs that are judged and not shown, empty where all are shown."""
+        shown, judged = len(self.shown_scores), len(self.scores)
+        if shown == judged:
+            return ""
+        return f"All {judged} pairs are judged; the {shown} pairs with {self.labels[0]} are shown."
+
+    @property
     def passed(self) -> bool:
         """Whether the ensembles agree and all their monitors are quiet."""
         verdicts = [analysis.verdict for analysis in self.analyses]
@@ -126,9 +156,9 @@ class Comparison:
         return (self.observable_table(), *others, self.cost_table(), self.ratio_table())
 
     def observable_table(self) -> Table:
-        """Tabulate the observables with the z-scores of every pair."""
+        """Tabulate the observables with the z-scores of the pairs that are shown."""
         plain = observable_table(self.analyses)
-        by_pair = {pair: {score.name: score.z for score in scores} for pair, scores in self.scores.items()}
+        by_pair = {pair: {score.name: score.z for score in scores} for pair, scores in self.shown_scores.items()}
         rows = tuple(
             (*row, *(format_number(table.get(row[0], math.nan), "+.2f") for table in by_pair.values()))
             for row in plain.rows
@@ -136,8 +166,9 @@ class Comparison:
         verdict = self.verdict
         note = (
             f"{plain.note} z: difference over combined error; {verdict.count} of them judged as one family,"
-            f" p = {verdict.p_value:.2g} ({'passes' if verdict.passed else 'FAILS'} at level {verdict.level:g})."
-        )
+            f" {verdict.p_text} ({'passes' if verdict.passed else 'FAILS'} at level {verdict.level:g})."
+            f" {self.note_on_pairs}"
+        ).rstrip()
         return Table("Observables", (*plain.columns, *(f"z: {pair}" for pair in by_pair)), rows, note)
 
     def cost_table(self) -> Table:
@@ -181,7 +212,16 @@ class Comparison:
             for ratio in self.cost_ratios
         )
         columns = ("ensembles", "observable", "cost ratio", "with training", "training pays off after")
-        note = "Below one: cheaper than the baseline. Errors include the scatter of the wall time over the run."
+        reason = (
+            "the last ensemble, as all needed a trained flow"
+            if _needs_flow(self.baseline)
+            else "the cheapest ensemble that needs no trained flow, by its slowest observable"
+        )
+        note = (
+            f"Baseline: {self.baseline.label}, {reason}. Below one: cheaper than the baseline. Errors include the scatter"
+            " of the wall time over the run. The wall time of a shared machine changes from run to run: repeat the runs"
+            " before drawing conclusions."
+        )
         return Table("Cost relative to the baseline", columns, rows, note)
 
     def to_dict(self) -> dict[str, object]:
@@ -190,6 +230,7 @@ class Comparison:
             "labels": list(self.labels),
             "passed": self.passed,
             "verdict": verdict_dict(self.verdict),
+            "baseline": self.baseline.label,
             "z_scores": {
                 pair: {score.name: json_number(score.z) for score in scores} for pair, scores in self.scores.items()
             },
@@ -207,7 +248,7 @@ def compare(
     labels: tuple[str, str] | None = None,
     level: float = FAMILY_LEVEL,
 ) -> Comparison:
-    """Compare two ensembles of one theory; the second is the baseline.
+    """Compare two ensembles of one theory.
 
     Parameters
     ----------
@@ -235,7 +276,7 @@ def compare_many(
     *,
     level: float = FAMILY_LEVEL,
 ) -> Comparison:
-    """Compare ensembles of one theory pair by pair; the last is the baseline of the costs.
+    """Compare ensembles of one theory pair by pair.
 
     Parameters
     ----------
@@ -274,7 +315,7 @@ def compare_many(
 
 
 def compare_analyses(analyses: Sequence[EnsembleAnalysis], *, level: float = FAMILY_LEVEL) -> Comparison:
-    """Compare ensembles that are analysed already; the last is the baseline of the costs.
+    """Compare ensembles that are analysed already.
 
     Parameters
     ----------
@@ -293,7 +334,6 @@ def compare_analyses(analyses: Sequence[EnsembleAnalysis], *, level: float = FAM
     family: list[ZScore] = []
     judged: dict[str, None] = {}
     for a, b in itertools.combinations(analyses, 2):
-        pair = f"{a.label} - {b.label}"
         row = []
         for name, estimate in a.observables.items():
             other = b.observables.get(name)
@@ -306,7 +346,7 @@ def compare_analyses(analyses: Sequence[EnsembleAnalysis], *, level: float = FAM
             if _linear(name, estimate) and _linear(name, other):
                 family.append(score)
                 judged[name] = None
-        scores[pair] = tuple(row)
+        scores[_pair(a, b)] = tuple(row)
     return Comparison(
         analyses=tuple(analyses),
         scores=scores,
@@ -345,6 +385,25 @@ def _with_distinct_labels(analyses: Sequence[EnsembleAnalysis]) -> list[Ensemble
     return numbered
 
 
+def _pair(a: EnsembleAnalysis, b: EnsembleAnalysis) -> str:
+    return f"{a.label} - {b.label}"
+
+
+def _needs_flow(analysis: EnsembleAnalysis) -> bool:
+    return any(stream.flow_sha256 for stream in analysis.streams)
+
+
+def _baseline(analyses: Sequence[EnsembleAnalysis]) -> EnsembleAnalysis:
+    """Choose the cheapest ensemble that needs no training, or the last one."""
+
+    def cost(analysis: EnsembleAnalysis) -> float:
+        seconds = analysis.cost.per_independent(analysis.observables[analysis.slowest]).value
+        return math.inf if math.isnan(seconds) else seconds
+
+    untrained = [analysis for analysis in analyses if not _needs_flow(analysis)]
+    return min(untrained, key=cost) if untrained else analyses[-1]
+
+
 def _frozen(estimate: Estimate) -> bool:
     """Whether the observable had one value throughout: spins deep in the ordered phase, or a chain that never moved."""
     return math.isinf(estimate.tau_int)
@@ -358,9 +417,11 @@ def _linear(name: str, estimate: Estimate) -> bool:
 
 
 def _cost_ratios(analyses: Sequence[EnsembleAnalysis]) -> list[CostRatio]:
-    baseline = analyses[-1]
+    baseline = _baseline(analyses)
     ratios = []
-    for analysis in analyses[:-1]:
+    for analysis in analyses:
+        if analysis is baseline:
+            continue
         for observable, own, reference in (
             (_COST_OBSERVABLE, _COST_OBSERVABLE, _COST_OBSERVABLE),
             ("slowest", analysis.slowest, baseline.slowest),

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowmc_analysis.cost import Cost
+from flowmc_analysis.doubts import exact_doubts, weight_doubts
 from flowmc_analysis.errors import TooFewSamplesError
 from flowmc_analysis.estimate import Estimate
 from flowmc_analysis.exact_values import exact_values
@@ -62,7 +63,6 @@ _WEIGHT_ESTIMATES = (
     "free_energy_per_site",
 )
 _MODE_DROP_Z = 3.09  # one-sided 1e-3
-_FORWARD_BELOW_REVERSE = 0.5
 _TAU_ERRORS = 3.0
 
 
@@ -165,6 +165,11 @@ class EnsembleAnalysis:
     def mode_drop_alarm(self) -> bool:
         """Whether the chains see target probability where the draws of the flow see none (one-sided, 1e-3)."""
         return any(m.name == "mode_drop" and not m.void and not m.score.z <= _MODE_DROP_Z for m in self.monitors)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Signs that weights mislead, or that exact values are missed, one sentence each; they are among the warnings."""
+        return (*(weight_doubts(self.weights) if self.weights else ()), *exact_doubts(self.exact))
 
     def to_dict(self) -> dict[str, object]:
         """Give the result for JSON; what is not finite becomes ``None``.
@@ -394,20 +399,20 @@ def _warnings(analysis: EnsembleAnalysis, history: History) -> Iterator[str]:
     yield from (f"{monitor.name}: z is void, {monitor.void}" for monitor in analysis.monitors if monitor.void)
     if analysis.verdict is not None and not analysis.verdict.passed:
         yield f"monitors: {analysis.verdict}"
+    yield from analysis.doubts
     if analysis.weights is None:
         if FLOW_KIND in history.kind_names:
             yield "no proposal of the flow had a finite weight: effective sample sizes and ln Z do not exist"
         return
     weights = analysis.weights
-    yield from (f"ln_z: {warning}" for warning in weights.ln_z.warnings)
-    yield from (f"ln_z_reverse: {warning}" for warning in weights.ln_z_reverse.warnings)
+    # Estimates from one set of weights share its weaknesses: each is said once, with the names of all it concerns.
+    concerned: dict[str, list[str]] = {}
+    for name, estimate in weights.estimates.items():
+        for warning in estimate.warnings:
+            concerned.setdefault(warning, []).append(name)
+    yield from (f"{', '.join(names)}: {warning}" for warning, names in concerned.items())
     if analysis.mode_drop_alarm:
         yield "mode drop: the chains visit regions that the draws of the flow miss; flow-only runs are biased"
-    if weights.ess_forward < _FORWARD_BELOW_REVERSE * weights.ess_reverse:
-        yield (
-            f"forward ESS {weights.ess_forward:.3g} is far below reverse ESS {weights.ess_reverse:.3g}: the flow misses"
-            " regions of the target or has lighter tails"
-        )
     if history.kind_names == (FLOW_KIND,) and analysis.updates_per_configuration == 1.0:
         slowest = analysis.observables[analysis.slowest]
         if slowest.tau_int + _TAU_ERRORS * slowest.tau_int_error < weights.tau_int_independence:

@@ -1,6 +1,7 @@
 """What is known exactly about a simulated theory: values to hold its ensembles against.
 
-The two-dimensional Ising ferromagnet without a field by Kaufman's formula, and the free scalar field in any dimension.
+The two-dimensional Ising model without a field by Kaufman's formula, the antiferromagnet on even extents only, and the
+free scalar field in any dimension.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _ising(context: ObservableContext) -> dict[str, float]:
     size = context.lattice_size
     if len(size) != 2 or min(size) < _ISING_SMALLEST_EXTENT or context.coupling("field") != 0.0:
         return {}
-    if not (beta > 0.0 and coupling > 0.0):
+    if not beta > 0.0 or coupling == 0.0 or (coupling < 0.0 and any(extent % 2 for extent in size)):
         return {}
     solution = ising_exact((size[0], size[1]), beta, coupling)
     return {

@@ -20,6 +20,7 @@ References
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,8 @@ def importance_mean(log_w: npt.ArrayLike, values: npt.ArrayLike) -> Estimate:
 
     Returns
     -------
-    The mean, its bias removed to leading order, with the error of the delta method and ``n_eff = N ESS``.
+    The mean, its bias removed to leading order, with the error of the delta method, ``n_eff = N ESS``, and the warnings
+    of `log_partition_function` about the weights.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def importance_mean(log_w: npt.ArrayLike, values: npt.ArrayLike) -> Estimate:
     True
     """
     w, used, fraction = _normalised(log_w, values)
-    return _mean(w, used, fraction)
+    return replace(_mean(w, used, fraction), warnings=log_partition_function(log_w).warnings)
 
 
 def importance_entropy(log_w: npt.ArrayLike, action: npt.ArrayLike) -> Estimate:
@@ -87,7 +89,8 @@ def importance_entropy(log_w: npt.ArrayLike, action: npt.ArrayLike) -> Estimate:
     w, used, fraction = _normalised(log_w, action)
     log_z, mean = log_partition_function(log_w), _mean(w, used, fraction)
     error = _standard_error(w - 1.0 + w * (used - np.mean(w * used)))
-    return Estimate(log_z.value + mean.value, error, 0.5, 0.0, mean.n_eff, log_z.bias + mean.bias)
+    bias = log_z.bias + mean.bias
+    return Estimate(log_z.value + mean.value, error, 0.5, 0.0, mean.n_eff, bias, log_z.warnings)
 
 
 def _normalised(log_w: npt.ArrayLike, values: npt.ArrayLike) -> tuple[Array, Array, float]:

@@ -2,29 +2,34 @@ r"""Observables of Ising spins :math:`s_x = \pm1` on a periodic lattice of any d
 
 With :math:`S = \beta H`, :math:`H = -J\sum_x\sum_\mu s_xs_{x+\mu} - h\sum_xs_x` (so that an extent of two has its links
 twice), volume :math:`V`, temporal extent :math:`T` (the first lattice axis), longest extent :math:`L` and :math:`m =
-\frac1V\sum_xs_x`:
+\frac1V\sum_xs_x`, and on even extents :math:`m_s = \frac1V\sum_x(-1)^{\sum_\mu x_\mu}s_x`:
 
-========================= ==============================================================================================
-name                      definition
-========================= ==============================================================================================
-energy                    :math:`\langle H\rangle/V`
-magnetisation             :math:`\langle m\rangle`; zero where :math:`h = 0`
-magnetisation_abs         :math:`\langle|m|\rangle`
-susceptibility            :math:`\chi = V\langle m^2\rangle`
-susceptibility_connected  :math:`V(\langle m^2\rangle - \langle|m|\rangle^2)`, which peaks near the transition
-binder_cumulant           :math:`1 - \langle m^4\rangle/(3\langle m^2\rangle^2)`
-specific_heat             :math:`\beta^2(\langle H^2\rangle - \langle H\rangle^2)/V`; needs the action
-correlation               :math:`\langle s_0s_r\rangle` along an axis, for :math:`r = 1\ldots\lfloor L/2\rfloor`
-two_point_zero_momentum   :math:`C(t) = \frac1V\sum_{t_0}\langle M(t_0)M(t_0+t)\rangle` for :math:`t = 0\ldots T-1`
-correlation_length        :math:`\frac{1}{2\sin(k/2)}\sqrt{\chi/F - 1}`, :math:`k = 2\pi/L`, the second-moment definition
-========================= ==============================================================================================
+=========================== ============================================================================================
+name                        definition
+=========================== ============================================================================================
+energy                      :math:`\langle H\rangle/V`
+magnetisation               :math:`\langle m\rangle`; zero where :math:`h = 0`
+magnetisation_abs           :math:`\langle|m|\rangle`
+susceptibility              :math:`\chi = V\langle m^2\rangle`
+susceptibility_connected    :math:`V(\langle m^2\rangle - \langle|m|\rangle^2)`, which peaks near the transition
+susceptibility_subtracted   :math:`V(\langle m^2\rangle - \langle m\rangle^2)`; only where :math:`h \neq 0`
+magnetisation_staggered_abs :math:`\langle|m_s|\rangle`; only where :math:`J < 0` on even extents
+susceptibility_staggered    :math:`V\langle m_s^2\rangle`; likewise
+binder_cumulant             :math:`1 - \langle m^4\rangle/(3\langle m^2\rangle^2)`
+specific_heat               :math:`\beta^2(\langle H^2\rangle - \langle H\rangle^2)/V`; needs the action
+correlation                 :math:`\langle s_0s_r\rangle` along an axis, for :math:`r = 1\ldots\lfloor L/2\rfloor`
+two_point_zero_momentum     :math:`C(t) = \frac1V\sum_{t_0}\langle M(t_0)M(t_0+t)\rangle` for :math:`t = 0\ldots T-1`
+correlation_length          :math:`\frac{1}{2\sin(k/2)}\sqrt{\chi/F - 1}`, :math:`k = 2\pi/L`, from the second moment
+=========================== ============================================================================================
 
 The on-axis correlation is averaged over all sites and over the axes of the longest extent (all axes of a square or
-cube). :math:`M(t) = \sum_{\vec x}s(t,\vec x)`, and :math:`F = \frac1V\langle|\sum_xe^{ikx_\mu}s_x|^2\rangle` is averaged
-over the same axes. Nothing is subtracted, so that with :math:`h \neq 0`, or deep in the ordered phase, neither the
-two-point functions decay to zero nor is the correlation length that of the fluctuations. Sums of products of spins are
-whole numbers; rounding errors of Fourier transforms are removed, and what does not fluctuate is constant to the last
-bit.
+cube). :math:`M(t) = \sum_{\vec x}s(t,\vec x)`, and :math:`F = \frac1V\langle|\sum_xe^{ikx_\mu}s_x|^2\rangle` is
+averaged over the same axes. Nothing is subtracted, so that with :math:`h \neq 0`, or deep in the ordered phase, neither
+the two-point functions decay to zero nor is the correlation length that of the fluctuations. With :math:`h \neq 0`, m
+has a mean, and its fluctuations are those of ``susceptibility_subtracted``; subtracting :math:`\langle|m|\rangle` is
+meant for :math:`h = 0`, where m changes its sign. An antiferromagnet on even extents orders in :math:`m_s`; m, C(t) and
+the correlation length do not show it. Sums of products of spins are whole numbers; rounding errors of Fourier
+transforms are removed, and what does not fluctuate is constant to the last bit.
 
 References
 ----------
@@ -56,7 +61,7 @@ from flowmc_analysis.observables import (
     action_squared,
 )
 
-__all__ = ["ISING_OBSERVABLES", "link_energy", "on_axis_correlation"]
+__all__ = ["ISING_OBSERVABLES", "link_energy", "on_axis_correlation", "staggered_magnetisation"]
 
 Array = npt.NDArray[np.float64]
 
@@ -83,6 +88,13 @@ def on_axis_correlation(configurations: Configurations) -> Array:
     return np.asarray(total / (len(longest) * configurations.volume), dtype=np.float64)
 
 
+def staggered_magnetisation(configurations: Configurations) -> Array:
+    """Mean of ``s_x (-1)**(sum_mu x_mu)``, shape ``(...)``; of a sublattice only where all extents are even."""
+    coordinates = np.indices(configurations.lattice_size).sum(axis=0)
+    signs = (1 - 2 * (coordinates % 2)).astype(np.int8)
+    return np.asarray((configurations.field * signs).mean(axis=configurations.lattice_axes, dtype=np.float64))
+
+
 def _two_point_zero_momentum(configurations: Configurations) -> Array:
     volume = configurations.volume
     return np.asarray(np.rint(two_point_zero_momentum(configurations) * volume) / volume, dtype=np.float64)
@@ -94,6 +106,20 @@ def _energy(means: Mapping[str, Array], context: ObservableContext) -> Array:
 
 def _susceptibility_connected(means: Mapping[str, Array], context: ObservableContext) -> Array:
     return context.volume * (means["magnetisation_squared"] - means["magnetisation_abs"] ** 2)
+
+
+def _susceptibility_subtracted(means: Mapping[str, Array], context: ObservableContext) -> Array:
+    return context.volume * (means["magnetisation_squared"] - means["magnetisation"] ** 2)
+
+
+def _in_a_field(context: ObservableContext) -> bool:
+    return context.couplings.get("field", 0.0) != 0.0
+
+
+def _with_sublattices(context: ObservableContext) -> bool:
+    """Whether the couplings favour opposite neighbours, and the lattice lets all of them be opposite."""
+    even = all(extent % 2 == 0 for extent in context.lattice_size)
+    return even and context.couplings.get("coupling", 0.0) < 0.0
 
 
 def _specific_heat(means: Mapping[str, Array], context: ObservableContext) -> Array:
@@ -112,6 +138,8 @@ ISING_OBSERVABLES = ObservableSet(
         {
             **MAGNETIC_PRIMARIES,
             "two_point_zero_momentum": _two_point_zero_momentum,
+            "magnetisation_staggered_abs": lambda c: np.abs(staggered_magnetisation(c)),
+            "magnetisation_staggered_squared": lambda c: staggered_magnetisation(c) ** 2,
             "links": link_energy,
             "correlation": on_axis_correlation,
             "action": action,
@@ -126,6 +154,26 @@ ISING_OBSERVABLES = ObservableSet(
                 ("magnetisation_squared", "magnetisation_abs"),
                 _susceptibility_connected,
                 "connected susceptibility V (<m^2> - <|m|>^2)",
+            ),
+            "susceptibility_subtracted": Observable(
+                ("magnetisation_squared", "magnetisation"),
+                _susceptibility_subtracted,
+                "susceptibility of the fluctuations in a field V (<m^2> - <m>^2)",
+                applies=_in_a_field,
+            ),
+            "magnetisation_staggered_abs": Observable(
+                ("magnetisation_staggered_abs",),
+                lambda a, _: a["magnetisation_staggered_abs"],
+                "mean modulus of the staggered magnetisation <|m_s|>",
+                average=True,
+                applies=_with_sublattices,
+            ),
+            "susceptibility_staggered": Observable(
+                ("magnetisation_staggered_squared",),
+                lambda a, context: context.volume * a["magnetisation_staggered_squared"],
+                "staggered susceptibility V <m_s^2>",
+                average=True,
+                applies=_with_sublattices,
             ),
             "specific_heat": Observable(
                 ("action", "action_squared"), _specific_heat, "specific heat per site Var(S)/V"

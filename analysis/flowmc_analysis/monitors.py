@@ -52,6 +52,7 @@ from flowmc_analysis.zscores import Verdict, ZScore, judge, z_score
 __all__ = [
     "FAMILY_LEVEL",
     "IDENTITIES",
+    "OF_WEIGHTS",
     "Identity",
     "Monitor",
     "judge_monitors",
@@ -64,6 +65,9 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 FAMILY_LEVEL = 1e-3
+OF_WEIGHTS = ("weight_ratio", "mode_drop")
+"""Names of the monitors that rest on the weights of a flow."""
+
 _LARGEST_PARETO_K = 0.5
 # An identity that holds row by row (a perfect flow, a tiny step) deviates by rounding, which is no noise.
 _ROUND_OFF = 1e-10

@@ -178,6 +178,9 @@ class Observable:
     average
         Whether it is one number that is linear in scalar primaries, so that ``function`` also gives its value on every
         configuration.
+    applies
+        Whether the observable means something on that lattice at these couplings; where it does not, it is measured only
+        if asked for by name.
     """
 
     primaries: tuple[str, ...]
@@ -185,6 +188,7 @@ class Observable:
     description: str
     first_index: int = 0
     average: bool = False
+    applies: Callable[[ObservableContext], bool] = field(default=lambda _: True, repr=False)
 
 
 @dataclass(frozen=True)
@@ -273,7 +277,7 @@ def observable_series(
     return {
         name: entry.function(measurements, context)
         for name, entry in observables.observables.items()
-        if entry.average and set(entry.primaries) <= set(measurements)
+        if entry.average and entry.applies(context) and set(entry.primaries) <= set(measurements)
     }
 
 
@@ -298,7 +302,7 @@ def estimate_observables(
     context
         Lattice and couplings.
     names
-        Names of observables of the set; by default all whose primaries were measured.
+        Names of observables of the set; by default all that apply and whose primaries were measured.
     s, tau_exp, n_sigma
         As in `flowmc_analysis.gamma.gamma_method`.
 
@@ -314,7 +318,8 @@ def estimate_observables(
     """
     table = observables.observables
     if names is None:
-        names = [name for name, entry in table.items() if set(entry.primaries) <= set(measurements)]
+        measured = set(measurements)
+        names = [name for name, entry in table.items() if entry.applies(context) and set(entry.primaries) <= measured]
     results: dict[str, GammaResult] = {}
     for name in names:
         entry = _lookup(table, name)

@@ -45,15 +45,16 @@ def series_styles(labels: Iterable[str]) -> dict[str, SeriesStyle]:
     Parameters
     ----------
     labels
-        Names of the ensembles; after the seventh the styles repeat.
+        Names of the ensembles; from the eighth on the colours come again with other markers and lines.
 
     Examples
     --------
     >>> series_styles(["flow", "hmc"])["hmc"].colour
     '#D55E00'
     """
+    n = len(PALETTE)  # as many as markers and lines
     return {
-        label: SeriesStyle(PALETTE[i % len(PALETTE)], _MARKERS[i % len(_MARKERS)], _LINES[i % len(_LINES)])
+        label: SeriesStyle(PALETTE[i % n], _MARKERS[(i + i // n) % n], _LINES[(i + i // n) % n])
         for i, label in enumerate(labels)
     }
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from flowmc_analysis.errors import AnalysisError
 from flowmc_analysis.plot_style import (
@@ -46,8 +46,12 @@ __all__ = [
     "plot_z_scores",
 ]
 
+_DECADE = 10.0
 _MAX_POINTS = 1500  # per drawn history: more cannot be told apart on a page and only make the file large
 _MAX_CHAINS = 3
+_LARGEST_ROW_OFFSET = 0.35  # of the height of a row, to either side: points stay in their row
+_ROW_HEIGHT = 0.27  # inches
+_INCHES_PER_PAIR = 0.06
 
 
 def plot_history(
@@ -273,6 +277,11 @@ def plot_two_point(
                 linewidth=1.0,
             )
     axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high < _DECADE * low:  # the ticks of a logarithmic axis are one or none here: take those of a linear one
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("time separation t (lattice units)")
     axis.set_ylabel("C(t)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -394,7 +403,10 @@ def plot_z_scores(scores: Mapping[str, Mapping[str, float]], *, bound: float | N
     _require(scores, "scores")
     names = list(dict.fromkeys(name for pair in scores.values() for name in pair))
     look = series_styles(scores)
-    figure, (axis,) = new_figure(width=7.2, height=1.3 + 0.27 * len(names))
+    height = max(_ROW_HEIGHT, _INCHES_PER_PAIR * len(scores))
+    figure, (axis,) = new_figure(width=7.2, height=1.3 + height * len(names))
+    # Two pairs stand close together, many spread over the row.
+    step = min(0.5 * _LARGEST_ROW_OFFSET, 2.0 * _LARGEST_ROW_OFFSET / max(1, len(scores) - 1))
     axis.axvspan(-1.0, 1.0, color="#eef1f5", linewidth=0)
     axis.axvline(0.0, color=INK, linewidth=0.9)
     largest = 3.0
@@ -405,7 +417,7 @@ def plot_z_scores(scores: Mapping[str, Mapping[str, float]], *, bound: float | N
         largest = max(largest, float(np.max(np.abs(z), initial=0.0)))
         axis.plot(
             z,
-            rows + 2.0 * _offset(i, len(scores)),
+            rows + step * (i - 0.5 * (len(scores) - 1)),
             color=look[pair].colour,
             marker=look[pair].marker,
             markersize=5,

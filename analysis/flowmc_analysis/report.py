@@ -12,8 +12,10 @@ import jinja2
 
 from flowmc_analysis.arviz_export import chain_diagnostics
 from flowmc_analysis.comparison import Comparison, compare_analyses
+from flowmc_analysis.doubts import weight_doubts
 from flowmc_analysis.ensemble import TAU_INT_CONVENTION
 from flowmc_analysis.errors import AnalysisError
+from flowmc_analysis.headlines import headlines
 from flowmc_analysis.report_figures import draw_pictures
 from flowmc_analysis.tables import (
     ABSENT,
@@ -28,6 +30,7 @@ from flowmc_analysis.tables import (
 
 if TYPE_CHECKING:
     from flowmc_analysis.ensemble import EnsembleAnalysis
+    from flowmc_ensembles.descriptions import EnsembleDescription
 
 __all__ = ["render_report", "write_report"]
 
@@ -51,11 +54,11 @@ def write_report(
     path
         The HTML file; its folder exists.
     analyses
-        The ensembles; with two or more, the last is the baseline.
+        The ensembles, the main one first.
     comparison
         Their comparison; made here if absent and there are two or more.
     title
-        Heading; theory and lattice by default.
+        Heading; theory, lattice and couplings by default.
     training_history
         One mapping per recorded training step: ``step``, ``loss``, ``ess``, ``acceptance``, ``seconds``.
     run_info
@@ -97,8 +100,6 @@ def render_report(
         raise AnalysisError(got="no analyses", expected="at least one", fix="analyse an ensemble first")
     if comparison is None and len(analyses) > 1:
         comparison = compare_analyses(analyses)
-    description = analyses[0].description
-    lattice = "×".join(str(extent) for extent in description.lattice_size)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flowmc_analysis"),
         autoescape=True,
@@ -108,9 +109,9 @@ def render_report(
     )
     pictures = draw_pictures(analyses, comparison, training_history)
     return environment.get_template("report.html.j2").render(
-        title=title or f"{description.theory}, {lattice} lattice",
+        title=title or _title(analyses[0].description),
         made_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        verdicts=_verdicts(analyses, comparison),
+        headlines=headlines(analyses, comparison),
         tiles=_tiles(analyses, comparison),
         run_card=_run_card(analyses, run_info or {}),
         monitors=monitor_table(analyses),
@@ -126,32 +127,11 @@ def render_report(
     )
 
 
-def _verdicts(analyses: Sequence[EnsembleAnalysis], comparison: Comparison | None) -> list[tuple[bool, str]]:
-    """Give the headlines: whether each is good news, and the sentence."""
-    headlines = []
-    if comparison is not None:
-        verdict = comparison.verdict
-        claim = "agree" if verdict.passed else "DISAGREE"
-        sentence = (
-            f"{', '.join(comparison.labels)} {claim}: {verdict.count} z-scores judged as one family,"
-            f" p = {verdict.p_value:.2g} (level {verdict.level:g}); largest: {verdict.worst.name},"
-            f" z = {format_number(verdict.worst.z, '+.2f')}."
-        )
-        headlines.append((verdict.passed, sentence))
-    for analysis in analyses:
-        family = analysis.verdict
-        if family is None:
-            headlines.append((False, f"{analysis.label}: no monitor could be judged."))
-        else:
-            state = "quiet" if family.passed else "RAISED"
-            sentence = (
-                f"Monitors of {analysis.label} {state}: {family.count} identities, p = {family.p_value:.2g};"
-                f" largest: {family.worst.name}, z = {format_number(family.worst.z, '+.2f')}."
-            )
-            headlines.append((family.passed, sentence))
-        if analysis.mode_drop_alarm:
-            headlines.append((False, f"{analysis.label}: the flow misses regions that the chains visit (mode drop)."))
-    return headlines
+def _title(description: EnsembleDescription) -> str:
+    lattice = "×".join(str(extent) for extent in description.lattice_size)
+    numbers = {key: value for key, value in description.action.items() if isinstance(value, int | float)}
+    couplings = (f"{key} = {value:g}" for key, value in numbers.items() if not isinstance(value, bool))
+    return ", ".join((description.theory, f"{lattice} lattice", *couplings))
 
 
 def _tiles(analyses: Sequence[EnsembleAnalysis], comparison: Comparison | None) -> list[tuple[str, str, str]]:
@@ -161,8 +141,10 @@ def _tiles(analyses: Sequence[EnsembleAnalysis], comparison: Comparison | None) 
     if with_flow is not None and with_flow.weights is not None:
         weights, label = with_flow.weights, with_flow.label
         tiles.append(("Acceptance", f"{with_flow.acceptance:.1%}", f"of flow proposals, {label}"))
-        tiles.append(("ESS per draw", f"{weights.ess_reverse:.3f}", f"reverse; forward {weights.ess_forward:.3f}"))
-        tiles.append(("ln Z", str(weights.ln_z), f"from chain states {weights.ln_z_reverse}"))
+        forward = f"reverse; forward {format_number(weights.ess_forward)}"
+        tiles.append(("ESS per draw", format_number(weights.ess_reverse), forward))
+        doubted = "in doubt, see warnings; " if weight_doubts(weights) or weights.ln_z.warnings else ""
+        tiles.append(("ln Z", str(weights.ln_z), f"{doubted}from chain states {weights.ln_z_reverse}"))
     else:
         tiles.append(("Acceptance", f"{analyses[0].acceptance:.1%}", f"of {analyses[0].label} updates"))
     ratios = () if comparison is None else comparison.cost_ratios

@@ -79,7 +79,11 @@ def draw_pictures(
     pictures += _correlators(analyses, styles)
     if training_history:
         figure = plots.plot_training_history(training_history)
-        pictures.append(_picture("Training", figure, "Loss, effective sample size and acceptance during training."))
+        caption = (
+            "Loss, effective sample size and acceptance during training. Where training is annealed, they refer to the"
+            " theory of that step, not to the final one."
+        )
+        pictures.append(_picture("Training", figure, caption))
     return tuple(pictures)
 
 
@@ -103,11 +107,12 @@ def _agreement(comparison: Comparison) -> Picture:
     verdict = comparison.verdict
     # The |z| at which Sidak's family of this size reaches its level.
     bound = -float(scipy.special.ndtri(-0.5 * math.expm1(math.log1p(-verdict.level) / verdict.count)))
-    scores = {pair: {score.name: score.z for score in row} for pair, row in comparison.scores.items()}
+    scores = {pair: {score.name: score.z for score in row} for pair, row in comparison.shown_scores.items()}
     caption = (
         f"Differences between the ensembles in units of their combined error. Beyond ±{bound:.2f} (dashed) the family"
         f" of {verdict.count} z-scores is rejected at level {verdict.level:g}; the band is one standard error."
-    )
+        f" {comparison.note_on_pairs}"
+    ).rstrip()
     return _picture("Agreement", plots.plot_z_scores(scores, bound=bound), caption)
 
 

@@ -124,7 +124,7 @@ def exact_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
     columns = ["quantity", "exact"]
     for label in by_label:
         columns += [label, f"z: {label}"]
-    note = "z = (measured − exact)/error; for information, these are not judged."
+    note = "z = (measured − exact)/error; for information, these are not judged. |z| > 5 is repeated as a warning."
     return Table("Exact values", tuple(columns), tuple(rows), note)
 
 

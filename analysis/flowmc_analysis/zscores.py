@@ -67,7 +67,8 @@ class Verdict:
     passed
         Whether ``p_value >= level``.
     p_value
-        Probability of a largest ``|z|`` like this or larger if every expectation is true.
+        Probability of a largest ``|z|`` like this or larger if every expectation is true; an upper bound of it for a
+        family of correlated scores.
     level
         False-alarm rate of the whole family.
     worst
@@ -82,10 +83,15 @@ class Verdict:
     worst: ZScore
     count: int
 
+    @property
+    def p_text(self) -> str:
+        """The probability in writing, as the bound that it is for more than one score."""
+        return f"p {'=' if self.count == 1 else '≤'} {self.p_value:.2g}"
+
     def __str__(self) -> str:
         word = "pass" if self.passed else "FAIL"
         noun = "z-score" if self.count == 1 else "z-scores"
-        return f"{word}: {self.count} {noun}, family p = {self.p_value:.2g} (level {self.level:g}); worst {self.worst}"
+        return f"{word}: {self.count} {noun}, family {self.p_text} (level {self.level:g}); worst {self.worst}"
 
 
 def z_score(name: str, value: float, expected: float, error: float) -> ZScore:

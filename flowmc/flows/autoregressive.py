@@ -83,7 +83,7 @@ class AutoregressiveFlow(SpinFlow):
     Raises
     ------
     ParameterError
-        If a convolutional network is asked for on a lattice that is not two-dimensional.
+        If a convolutional network is asked for on a lattice that is not two-dimensional, or shorter than its radius.
     """
 
     kind: ClassVar[str] = "autoregressive"
@@ -95,13 +95,13 @@ class AutoregressiveFlow(SpinFlow):
         self.network: CausalNetwork
         if config.network == "dense":
             self.network = CausalDense(0, theory.volume, config.width, config.depth)
-        elif len(theory.shape) == 2:
+        elif len(theory.shape) == 2 and config.radius < max(theory.shape):
             self.network = CausalConvolution(theory.shape, config.width, config.depth, config.radius)
         else:
             raise ParameterError(
-                got=f'network = "convolutional" on a lattice of {theory.shape}',
-                expected="a two-dimensional lattice",
-                fix='take network = "dense"',
+                got=f'network = "convolutional" of radius {config.radius} on a lattice of {theory.shape}',
+                expected="a two-dimensional lattice, longer than the radius",
+                fix='lower `radius`, or take network = "dense"',
             )
         self.to(DTYPES[config.dtype])
 

@@ -25,7 +25,7 @@ from flowmc.theories import Theory, from_description
 
 __all__ = ["SavedFlow", "describe_flow", "fingerprint", "read_tensors", "save_flow", "write_tensors"]
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "flowmc"
 
 
@@ -98,7 +98,9 @@ def read_tensors(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str
         ) from error
     if header.get("format") != FORMAT:
         raise FlowFileError(
-            got=f"{path} in format {header.get('format')!r}", expected=f"format {FORMAT}", fix="update flowmc"
+            got=f"{path} in format {header.get('format')!r}",
+            expected=f"format {FORMAT} of this version of flowmc",
+            fix="train again, or use the version of flowmc that wrote the file",
         )
     return tensors, header
 
@@ -143,13 +145,13 @@ class SavedFlow:
         return cls(header["flow"], theory, tensors, header["fingerprint"], header.get("training", {}))
 
 
-def save_flow(path: Path, flow: Flow, theory: Theory, training: Mapping[str, Any]) -> str:
-    """Write a flow file, atomically; return the fingerprint."""
+def save_flow(path: Path, flow: Flow, training: Mapping[str, Any]) -> str:
+    """Write a flow file, with the theory that the flow was built for, atomically; return the fingerprint."""
     mark = fingerprint(flow)
     header = {
         "format": FORMAT,
         "flow": describe_flow(flow),
-        "theory": theory.describe(),
+        "theory": flow.theory.describe(),
         "training": dict(training),
         "fingerprint": mark,
     }

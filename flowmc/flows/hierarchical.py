@@ -210,7 +210,8 @@ class _ExactLevel(_Level):
     def draw(self, spins: Tensor, ising: Ising, generator: torch.Generator) -> Tensor:
         """Draw this level's spins; see `_Level.draw`."""
         log_weights = self._log_weights(spins, ising)
-        below = log_weights.exp().cumsum(-1)
+        # In double precision: rare states are drawn as rarely as log q says.
+        below = log_weights.to(torch.float64).exp().cumsum(-1)
         n, cells, states = log_weights.shape
         uniform = torch.rand(n, cells, 1, generator=generator, device=spins.device, dtype=torch.float64)
         # Against the computed total, so that rounding in it cannot lead beyond the last state.

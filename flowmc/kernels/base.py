@@ -91,6 +91,10 @@ class CycleMember(Protocol):
         """Name of the kernel, as written into the ensemble's history."""
 
     @property
+    def theory(self) -> Theory:
+        """The theory whose distribution the kernel keeps."""
+
+    @property
     def n_updates(self) -> int:
         """Updates of every chain in one cycle."""
 

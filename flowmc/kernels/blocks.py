@@ -90,6 +90,12 @@ class BlockMoves(FixedMember):
     leaves = frozenset({"action"})
 
     def __post_init__(self) -> None:
+        if not isinstance(self.theory, Ising):
+            raise ParameterError(
+                got=f"block moves for the theory {self.theory.name!r}",
+                expected="the Ising model",
+                fix="choose another kernel, for example HMC for a continuous field",
+            )
         if not isinstance(self.proposal, BlockProposal):
             raise ParameterError(
                 got="block moves with a flow that has no blocks",

@@ -37,7 +37,7 @@ from flowmc.errors import ParameterError
 from flowmc.kernels.base import FixedMember, HybridState, Updates, batch_action
 from flowmc.lattice import volume
 from flowmc.seeds import numpy_generator
-from flowmc.theories import Ising
+from flowmc.theories import Ising, Theory
 
 __all__ = ["CLUSTER_RULES", "ClusterInfo", "ClusterKernel", "ClusterNumbers", "ClusterUpdates", "neighbour_table"]
 
@@ -284,7 +284,7 @@ class ClusterUpdates(FixedMember):
     Raises
     ------
     ParameterError
-        If there is no update in a cycle.
+        If there is no update in a cycle, or the rule is Wolff's and the spins are free.
     """
 
     kernel: ClusterKernel
@@ -299,11 +299,24 @@ class ClusterUpdates(FixedMember):
             raise ParameterError(
                 got=f"{self.n_updates} cluster updates per cycle", expected="at least one", fix="correct `n_updates`"
             )
+        theory = self.kernel.theory
+        free = theory.beta * theory.coupling == 0 and theory.beta * theory.field == 0
+        if free and self.kind == "wolff":
+            raise ParameterError(
+                got=f"Wolff clusters for {theory}, whose spins are free",
+                expected="a coupling or a field: else every cluster is one spin that always turns over, a periodic chain",
+                fix="choose another kernel: swendsen_wang, heat_bath or metropolis",
+            )
 
     @property
     def kind(self) -> str:
         """The rule: "swendsen_wang" or "wolff"."""
         return self.kernel.rule
+
+    @property
+    def theory(self) -> Theory:
+        """The theory whose distribution the kernel keeps."""
+        return self.kernel.theory
 
     def prepare(self, block: int, n_cycles: int, n_chains: int) -> None:
         """Prepare nothing: the numbers of a whole block would fill the memory."""

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowmc.arrays import check_field, check_finite, require_x64
-from flowmc.errors import ParameterError
+from flowmc.errors import ParameterError, TheoryMismatchError
 from flowmc.kernels.base import CycleMember, HybridState, Updates, batch_action
 from flowmc.kernels.independence import FlowProposals
 from flowmc.theories import SmoothTheory, Theory
@@ -56,6 +56,8 @@ class Cycle:
     ParameterError
         If there is no member, a kind comes twice, flow proposals are not last, or they are alone and their support is
         smaller than the theory's: such a chain cannot reach all of it. (Beside another kernel that is a warning.)
+    TheoryMismatchError
+        If a member belongs to another theory.
     """
 
     theory: Theory
@@ -69,6 +71,12 @@ class Cycle:
             )
 
         for member in self.members:
+            if member.theory != self.theory:
+                raise TheoryMismatchError(
+                    got=f"{member.kind} for {member.theory} in a cycle for {self.theory}",
+                    expected="kernels of one theory",
+                    fix="build the kernel for the theory of the cycle",
+                )
             if isinstance(member, FlowProposals):
                 self._check_flow(member)
 

@@ -23,7 +23,7 @@ from flowmc.kernels.base import CycleMember, HybridState, Updates
 from flowmc.kernels.integrators import INTEGRATORS, Phase
 from flowmc.kernels.tuning import StepSizeTuner
 from flowmc.seeds import jax_key
-from flowmc.theories import SmoothTheory
+from flowmc.theories import SmoothTheory, Theory
 
 __all__ = ["HMC", "HMCInfo", "Trajectories"]
 
@@ -200,6 +200,11 @@ class Trajectories:
             None if target_acceptance is None else StepSizeTuner.start(trajectory_length / n_steps, target_acceptance)
         )
         return cls(kernel, seed, n_updates, trajectory_length, trajectory_length / n_steps, n_steps, tuner)
+
+    @property
+    def theory(self) -> Theory:
+        """The theory whose distribution the kernel keeps."""
+        return self.kernel.theory
 
     def prepare(self, block: int, n_cycles: int, n_chains: int) -> None:
         """Prepare nothing: trajectories depend on the state."""

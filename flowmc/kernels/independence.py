@@ -197,18 +197,26 @@ class FlowProposals(FixedMember):
                 fix="use a flow that was built for this lattice",
             )
 
+    @property
+    def theory(self) -> Theory:
+        """The theory whose distribution the kernel keeps."""
+        return self.kernel.theory
+
     def prepare(self, block: int, n_cycles: int, n_chains: int) -> Proposals:
         """Draw and weigh the proposals of a block: leading axes (n_cycles × n_updates, chains)."""
         require_x64()
         k = n_cycles * self.n_updates
         field, log_q = self.proposal.sample(fold(self.seed, "proposal", block), k * n_chains)
         check_field(field, self.kernel.theory.field_shape, "proposal")
+        space = self.kernel.theory.space
+        # Before the cast, which would make a field of what is none: log q would be that of another one.
+        log_q = np.where(space.contains(field.reshape(len(field), -1)), log_q, np.nan)
         uniform = numpy_generator(self.seed, "accept", block).random((k, n_chains))
         with np.errstate(divide="ignore"):
             log_u = np.log(uniform)
         weighed: Proposals = _weigh(
             self.kernel,
-            jnp.asarray(field.astype(self.kernel.theory.space.dtype).reshape(k, n_chains, *field.shape[1:])),
+            jnp.asarray(field.astype(space.dtype).reshape(k, n_chains, *field.shape[1:])),
             jnp.asarray(log_q.reshape(k, n_chains)),
             jnp.asarray(log_u),
         )

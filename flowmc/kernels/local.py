@@ -30,7 +30,7 @@ from flowmc.errors import ParameterError
 from flowmc.kernels.base import FixedMember, HybridState, Updates
 from flowmc.lattice import checkerboard
 from flowmc.seeds import jax_key
-from flowmc.theories import Ising
+from flowmc.theories import Ising, Theory
 
 __all__ = ["LOCAL_RULES", "Checkerboard", "LocalInfo", "LocalRule", "LocalUpdates"]
 
@@ -208,6 +208,11 @@ class LocalUpdates(FixedMember):
     def kind(self) -> str:
         """The rule: "heat_bath" or "metropolis"."""
         return self.kernel.rule
+
+    @property
+    def theory(self) -> Theory:
+        """The theory whose distribution the kernel keeps."""
+        return self.kernel.theory
 
     def prepare(self, block: int, n_cycles: int, n_chains: int) -> None:
         """Prepare nothing: the random numbers of a sweep are drawn where they are used."""

@@ -8,6 +8,9 @@ every proposal is measured before production, and refused with the reason if a c
   (Not for a flow of real fields with narrow support, whose boundary spoils the identities. Nor do they, or any local
   check, see how much weight a density gives to modes that its draws never reach.)
 - for spins on at most 16 sites, the sum of the probabilities of all configurations;
+- for a proposal that draws blocks anew, the same of what it tells of blocks (`flowmc.proposals.blocks`), of which log q
+  knows nothing: log q of new insides against that of the same as old ones, whatever other blocks hold; untouched borders;
+  repetition and batch size; draws against their density; the sum of the probabilities of all insides up to side 3;
 - repetition: the same call twice, and training-mode layers or random trace estimates give themselves away;
 - batch size: the same fields in a batch, in halves and alone;
 - log-determinant against the full Jacobian of the discrete map as run, at a few points (V ≤ 4096);
@@ -24,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.errors import CertificateError
-from flowmc.proposals.base import Proposal, TransportProposal
-from flowmc.proposals.closure import CLOSURES, ENUMERATED_SITES, total_probability
+from flowmc.proposals.base import BlockProposal, Proposal, TransportProposal
+from flowmc.proposals.blocks import measure_blocks
+from flowmc.proposals.closure import CLOSURES, ENUMERATED_SITES, Identity, total_probability
 from flowmc.seeds import fold
 from flowmc.theories import SPACES
 
@@ -132,6 +136,11 @@ def certify(
         Points at which the full Jacobian is taken, for transport proposals with V ≤ 4096.
     tolerance
         Largest tolerated discrepancy in nats; by default 2e-2 for float32 and 1e-8 for float64.
+
+    Raises
+    ------
+    CertificateError
+        If what is told of blocks has the wrong shape.
     """
     metadata = proposal.metadata
     limit = TOLERANCES[metadata.dtype] if tolerance is None else tolerance
@@ -154,6 +163,8 @@ def certify(
         checks.append(_normalisation(proposal, limit))
     if isinstance(proposal, TransportProposal) and np.prod(metadata.event_shape) <= JACOBIAN_VOLUME:
         checks.append(_jacobian(proposal, fold(seed, "jacobian"), n_jacobian, limit))
+    if isinstance(proposal, BlockProposal) and len(fields):
+        checks += _block_checks(proposal, fields, fold(seed, "blocks"), limit)
     return Certificate(metadata.fingerprint, metadata.dtype, tuple(checks))
 
 
@@ -187,13 +198,17 @@ def _density_checks(proposal: Proposal, fields: NDArray[Any], log_q: NDArray[np.
 
 def _closure(proposal: Proposal, fields: NDArray[Any], seed: int) -> Check:
     identities = CLOSURES[proposal.metadata.space](proposal, fields, seed)
+    return _scored("draws against their density", identities, f"{len(fields)} draws")
+
+
+def _scored(name: str, identities: dict[str, Identity], draws: str) -> Check:
     scores = {name: identity.score for name, identity in identities.items()}
     # NaN must fail, not compare false and pass.
     finite = np.isfinite(list(scores.values())).all()
     worst = max(scores, key=lambda name: abs(scores[name])) if finite else "not finite"
     value = abs(scores[worst]) if finite else float("inf")
-    detail = f"worst: {worst}, {len(scores)} identities on {len(fields)} draws"
-    return Check("draws against their density", value, CLOSURE_SCORE, "sigma", value <= CLOSURE_SCORE, detail)
+    detail = f"worst: {worst}, {len(scores)} identities on {draws}"
+    return Check(name, value, CLOSURE_SCORE, "sigma", value <= CLOSURE_SCORE, detail)
 
 
 def _normalisation(proposal: Proposal, limit: float) -> Check:
@@ -213,3 +228,36 @@ def _jacobian(proposal: TransportProposal, seed: int, n: int, limit: float) -> C
     _, log_det = proposal.forward(latent)
     full = np.array([np.linalg.slogdet(proposal.jacobian(point).astype(np.float64))[1] for point in latent])
     return _discrepancy("log-determinant against the full Jacobian", log_det, full, limit)
+
+
+def _block_checks(proposal: BlockProposal, fields: NDArray[Any], seed: int, limit: float) -> list[Check]:
+    """Return the checks of a proposal's blocks, each over the blocks of all sides."""
+    figures = [measure_blocks(proposal, fields, side, fold(seed, side)) for side in proposal.block_sides]
+    sides = f"blocks of side {', '.join(str(one.side) for one in figures)}"
+    bad = sum(int(one.bad.sum()) for one in figures)
+    draws = f"{sum(one.bad.size for one in figures)} draws, {sides}"
+    repeated = all(one.repeated for one in figures)
+    checks = [
+        Check("blocks: finite draws, borders untouched", bad, 0, "draws", bad == 0, draws),
+        Check("blocks: same seed, same draws", float(not repeated), 0, "", repeated, f"{sides}, bit by bit"),
+    ]
+    if any(one.bad.all() for one in figures):
+        return checks
+    pairs = {
+        "blocks: log q of new insides against that of old ones": [one.again for one in figures],
+        "blocks: log q beside other blocks": [one.mixed for one in figures],
+        "blocks: log q in halves": [one.batches for one in figures],
+    }
+    for name, found in pairs.items():
+        first, second = (np.concatenate([pair[number].ravel() for pair in found]) for number in range(2))
+        # Both may say that what is there is impossible.
+        possible = ~(np.isneginf(first) & np.isneginf(second))
+        checks.append(_discrepancy(name, np.where(possible, first, 0.0), np.where(possible, second, 0.0), limit))
+    identities = {f"side {one.side}: {name}": value for one in figures for name, value in one.identities.items()}
+    checks.append(_scored("blocks: draws against their density", identities, draws))
+    totals = np.concatenate([one.total.ravel() for one in figures])
+    if totals.size:
+        excess = float(np.abs(totals - 1).max())
+        detail = f"all insides of small blocks in {totals.size} borders"
+        checks.append(Check("blocks: total probability minus one", excess, limit, "", excess <= limit, detail))
+    return checks

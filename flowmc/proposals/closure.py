@@ -7,7 +7,7 @@ is judged by its z-score.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,17 @@ from scipy.special import expit
 from flowmc.proposals.base import Proposal
 from flowmc.seeds import numpy_generator
 
-__all__ = ["CLOSURES", "ENUMERATED_SITES", "Identity", "real_closure", "spin_closure", "total_probability"]
+__all__ = [
+    "CLOSURES",
+    "ENUMERATED_SITES",
+    "Identity",
+    "flip_identities",
+    "local_field",
+    "real_closure",
+    "spin_closure",
+    "spins_of_numbers",
+    "total_probability",
+]
 
 Array = NDArray[np.float64]
 
@@ -103,30 +113,46 @@ def spin_closure(proposal: Proposal, fields: NDArray[Any], seed: int) -> dict[st
         flipped[every, site] *= -1
         change = log_q - proposal.log_prob(flipped.reshape(fields.shape))
         here = spins[every, site].astype(np.float64)
-        # Where the other configuration is impossible there is no deviation: not infinity times zero.
-        coupling = np.where(np.isposinf(change), 0.0, 0.5 * here * change)
         functions = {
             "<s_x - t_x>": np.ones(n),
-            "<(s_x - t_x) a_x>": coupling,
+            "<(s_x - t_x) a_x>": local_field(here, change),
             "<(s_x - t_x) s_y>": spins[every, other],
             "<(s_x - t_x) s_x+1>": spins[every, neighbour],
             "<(s_x - t_x) M>": (total - here) / np.sqrt(volume),
         }
         for name, function in functions.items():
-            parts.setdefault(name, []).append(_deviation(here * function, change))
-    mirrored = proposal.log_prob(-fields)
-    parts["<M - mean of M and -M>"] = [_deviation(total / np.sqrt(volume), log_q - mirrored)]
-    return {
-        name: Identity(
-            np.sum([samples for samples, _ in pairs], axis=0), float(np.sum([variance.mean() for _, variance in pairs]))
-        )
-        for name, pairs in parts.items()
-    }
+            parts.setdefault(name, []).append((here * function, change))
+    parts["<M - mean of M and -M>"] = [(total / np.sqrt(volume), log_q - proposal.log_prob(-fields))]
+    return flip_identities(parts)
 
 
-def _deviation(odd: Array, change: Array) -> tuple[Array, Array]:
-    """Return f (1 − tanh a) and f² (1 − tanh² a), with a half the change of log q, without loss of precision."""
-    return 2 * odd * expit(-change), 4 * odd**2 * expit(change) * expit(-change)
+def local_field(spin: Array, change: Array) -> Array:
+    """Return a(x) = s(x) a of a flipped spin, from the change 2a of log q; 0 where the flip leads out of the support.
+
+    There the deviation f (1 − tanh a) vanishes, but infinity times zero would not be a number.
+    """
+    return np.where(np.isposinf(change), 0.0, 0.5 * spin * change)
+
+
+def flip_identities(parts: Mapping[str, Sequence[tuple[Array, Array]]]) -> dict[str, Identity]:
+    """Return the identities ⟨f (1 − tanh a)⟩ = 0 of flips; see `spin_closure`.
+
+    Parameters
+    ----------
+    parts
+        By the name of an identity the terms of its sum: the odd function f of what was drawn, and 2a, the change of
+        log q, log q(s) − log q(g s), both (n, ...). Over the axes after the first is summed as well.
+    """
+    identities = {}
+    for name, terms in parts.items():
+        samples, variance = 0.0, 0.0
+        for odd, change in terms:
+            # 1 − tanh a and 1 − tanh² a without loss of precision.
+            deviation, spread = 2 * odd * expit(-change), 4 * odd**2 * expit(change) * expit(-change)
+            samples = samples + deviation.reshape(len(odd), -1).sum(1)
+            variance += float(spread.reshape(len(odd), -1).sum(1).mean())
+        identities[name] = Identity(np.asarray(samples), variance)
+    return identities
 
 
 CLOSURES: dict[str, Callable[[Proposal, NDArray[Any], int], dict[str, Identity]]] = {
@@ -149,6 +175,11 @@ def total_probability(proposal: Proposal) -> float:
     total = 0.0
     for start in range(0, 2**volume, CHUNK):
         numbers = np.arange(start, min(start + CHUNK, 2**volume))
-        bits = numbers[:, None] >> np.arange(volume) & 1
-        total += float(np.exp(proposal.log_prob((2 * bits - 1).astype(np.int8).reshape(-1, *shape))).sum())
+        total += float(np.exp(proposal.log_prob(spins_of_numbers(numbers, shape))).sum())
     return total
+
+
+def spins_of_numbers(numbers: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """Return the configurations with these numbers, (n, *shape): in number k site x is up where bit x of k is set."""
+    bits = numbers[:, None] >> np.arange(int(np.prod(shape))) & 1
+    return (2 * bits - 1).astype(np.int8).reshape(-1, *shape)

@@ -16,18 +16,20 @@ from __future__ import annotations
 from flowmc.testing.exactness import ExactStart, acceptance_probabilities, counts_p_value, exact_start_scores
 from flowmc.testing.flows import FlowContract
 from flowmc.testing.kernels import KernelContract
-from flowmc.testing.proposals import GaussianProposal, ProposalContract
-from flowmc.testing.spins import EnumeratedIsing, enumerate_spins, ising_start, transfer_matrix_draws
+from flowmc.testing.proposals import BlockProposalContract, GaussianProposal, ProposalContract
+from flowmc.testing.spins import ExactIsing, enumerate_spins, ising_start, transfer_matrix_draws
 from flowmc.testing.stores import StoreContract
-from flowmc.testing.theories import SmoothTheoryContract, TheoryContract
+from flowmc.testing.theories import ScalarTheoryContract, SmoothTheoryContract, TheoryContract
 
 __all__ = [
-    "EnumeratedIsing",
+    "BlockProposalContract",
+    "ExactIsing",
     "ExactStart",
     "FlowContract",
     "GaussianProposal",
     "KernelContract",
     "ProposalContract",
+    "ScalarTheoryContract",
     "SmoothTheoryContract",
     "StoreContract",
     "TheoryContract",

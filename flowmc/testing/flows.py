@@ -82,7 +82,7 @@ class FlowContract:
 
     def test_file_gives_the_flow_back(self, flow: Flow, tmp_path: Path) -> None:
         path = tmp_path / "flow.safetensors"
-        mark = save_flow(path, flow, flow.theory, {"seconds": 1.0})
+        mark = save_flow(path, flow, {"seconds": 1.0})
         loaded, saved = load_flow(path)
         assert loaded.theory == saved.theory == flow.theory
         assert saved.fingerprint == mark == fingerprint(loaded)

@@ -1,4 +1,4 @@
-"""The contract of a proposal, and a proposal that is known in closed form."""
+"""The contracts of proposals, and a proposal that is known in closed form."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowmc.proposals import Proposal, ProposalMetadata, certify
+from flowmc.proposals import BlockProposal, Proposal, ProposalMetadata, certify
 from flowmc.seeds import numpy_generator
+from flowmc.theories import SPACES
 
-__all__ = ["GaussianProposal", "ProposalContract"]
+__all__ = ["BlockProposalContract", "GaussianProposal", "ProposalContract"]
 
 
 class GaussianProposal:
@@ -82,3 +83,49 @@ class ProposalContract:
 
     def test_certificate_passes(self, proposal: Proposal) -> None:
         certify(proposal, 6, n_finite=1000, n_compare=100).require()
+
+
+class BlockProposalContract(ProposalContract):
+    """Tests of a `BlockProposal`; provide the fixture ``proposal``. The certificate checks its probabilities as well."""
+
+    @pytest.fixture
+    def spins(self, proposal: Proposal) -> NDArray[np.int8]:
+        """Return random spins, that nobody may write into: kernels hand over views of other libraries' buffers."""
+        field: NDArray[np.int8] = SPACES["spin"].start(
+            np.random.default_rng(1), 20, proposal.metadata.event_shape, "hot"
+        )
+        field.setflags(write=False)
+        return field
+
+    def test_has_blocks(self, proposal: Proposal) -> None:
+        assert isinstance(proposal, BlockProposal)
+        assert proposal.metadata.space == "spin"
+        extent = proposal.metadata.event_shape[0]
+        assert proposal.metadata.event_shape == (extent, extent)
+        assert proposal.block_sides
+        assert list(proposal.block_sides) == sorted(set(proposal.block_sides), reverse=True)
+        assert all(side >= 1 and extent % (side + 1) == 0 for side in proposal.block_sides)
+
+    def test_insides_have_shape_and_type(self, proposal: BlockProposal, spins: NDArray[np.int8]) -> None:
+        for side in proposal.block_sides:
+            new, log_new, log_old = proposal.resample_blocks(spins, side, 1)
+            cells = spins.shape[1] // (side + 1)
+            assert new.shape == spins.shape
+            assert new.dtype == np.int8
+            assert log_new.shape == log_old.shape == (len(spins), cells, cells)
+            assert log_new.dtype == log_old.dtype == np.float64
+
+    def test_insides_depend_on_the_seed(self, proposal: BlockProposal, spins: NDArray[np.int8]) -> None:
+        for side in proposal.block_sides:
+            first, _, log_old = proposal.resample_blocks(spins, side, 2)
+            other, _, log_old_again = proposal.resample_blocks(spins, side, 3)
+            assert not np.array_equal(first, other)
+            np.testing.assert_array_equal(proposal.resample_blocks(spins, side, 2)[0], first)
+            np.testing.assert_array_equal(log_old_again, log_old)
+
+    def test_every_inside_moves_and_no_border(self, proposal: BlockProposal, spins: NDArray[np.int8]) -> None:
+        for side in proposal.block_sides:
+            draws = np.stack([proposal.resample_blocks(spins, side, seed)[0] for seed in range(10)])
+            moved = (draws != spins).any((0, 1))
+            inside = np.arange(spins.shape[1]) % (side + 1) > 0
+            np.testing.assert_array_equal(moved, inside[:, None] & inside)

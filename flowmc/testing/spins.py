@@ -18,7 +18,7 @@ from flowmc.errors import ParameterError
 from flowmc.testing.exactness import ExactStart
 from flowmc.theories import Ising
 
-__all__ = ["EnumeratedIsing", "enumerate_spins", "ising_start", "transfer_matrix_draws"]
+__all__ = ["ExactIsing", "enumerate_spins", "ising_start", "transfer_matrix_draws"]
 
 LARGEST_ENUMERATION = 20
 LARGEST_ROW = 10
@@ -47,7 +47,7 @@ def enumerate_spins(shape: tuple[int, ...]) -> NDArray[np.int8]:
 
 
 @dataclass(frozen=True)
-class EnumeratedIsing:
+class ExactIsing:
     """The exact distribution of the Ising model, by enumeration of its configurations.
 
     Parameters
@@ -141,7 +141,7 @@ def ising_start(theory: Ising) -> ExactStart:
 
     def draw(generator: np.random.Generator, n: int) -> NDArray[np.int8]:
         if theory.volume <= LARGEST_ENUMERATION:
-            return EnumeratedIsing(theory).draw(generator, n)
+            return ExactIsing(theory).draw(generator, n)
         return transfer_matrix_draws(theory, generator, n)
 
     return ExactStart(

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from flowmc.errors import LatticeMismatchError
-from flowmc.theories import SmoothTheory, Theory, from_description
+from flowmc.theories import ScalarTheory, SmoothTheory, Theory, from_description
 from flowmc.theories.base import STARTS
 
-__all__ = ["SmoothTheoryContract", "TheoryContract"]
+__all__ = ["ScalarTheoryContract", "SmoothTheoryContract", "TheoryContract"]
 
 
 class TheoryContract:
@@ -115,7 +115,11 @@ class SmoothTheoryContract(TheoryContract):
             with pytest.raises(LatticeMismatchError, match="expected"):
                 theory.force(wrong)
 
-    def test_virial_is_field_times_gradient(self, theory: SmoothTheory, field: NDArray[Any]) -> None:
+
+class ScalarTheoryContract(SmoothTheoryContract):
+    """Tests of a `ScalarTheory`; provide the fixture ``theory``."""
+
+    def test_virial_is_field_times_gradient(self, theory: ScalarTheory, field: NDArray[Any]) -> None:
         expected = -(field * theory.force(field)).reshape(5, -1).sum(1)
         np.testing.assert_allclose(theory.virial(field), expected, rtol=1e-12)
         assert "virial" in theory.identities()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowmc.errors import ConfigError
-from flowmc.theories.base import SmoothTheory, Theory
+from flowmc.theories.base import ScalarTheory, SmoothTheory, Theory
 from flowmc.theories.free import FreeScalar
 from flowmc.theories.ising import Ising
 from flowmc.theories.phi4 import Phi4
@@ -21,6 +21,7 @@ __all__ = [
     "Ising",
     "Phi4",
     "RealSpace",
+    "ScalarTheory",
     "SmoothTheory",
     "SpinSpace",
     "Theory",

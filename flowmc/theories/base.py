@@ -20,7 +20,7 @@ from flowmc.errors import ParameterError
 from flowmc.lattice import volume
 from flowmc.theories.spaces import ContinuousSpace, FieldSpace
 
-__all__ = ["STARTS", "SmoothTheory", "Theory"]
+__all__ = ["STARTS", "ScalarTheory", "SmoothTheory", "Theory"]
 
 STARTS = ("cold", "hot")
 """Kinds of starting fields."""
@@ -33,7 +33,7 @@ class Theory(abc.ABC):
 
     - a frozen dataclass whose first field is ``shape``, the others its couplings, validated in ``__post_init__``;
     - ``name``, the key in `flowmc.theories.THEORIES`; ``convention``, one line on the normalisation; ``space``;
-    - ``action`` on batches, written against the array API; ``force`` too for a `SmoothTheory`;
+    - ``action`` on batches, written against the array API; ``force`` too for a `SmoothTheory` or `ScalarTheory`;
     - ``identities``, what is known of expectation values whatever the couplings;
     - a line in `flowmc.theories.THEORIES`, which is also what parametrises the contract tests.
     """
@@ -127,6 +127,10 @@ class SmoothTheory(Theory):
     def force(self, field: Array) -> Array:
         """Return −∂S/∂φ, shape and type of ``field``."""
 
+
+class ScalarTheory(SmoothTheory):
+    """A theory of a real scalar field."""
+
     def virial(self, field: Array) -> Array:
         """Return Σ_x φ ∂S/∂φ of each configuration, shape (n,).
 
@@ -143,12 +147,12 @@ class SmoothTheory(Theory):
     def start(self, generator: np.random.Generator, n: int, kind: str) -> NDArray[Any]:
         """Return ``n`` starting fields; see `Theory.start`.
 
-        A hot start in an unbounded space is white noise at the amplitude where Σ φ ∂S/∂φ has its expectation value: noise
+        A hot start is white noise at the amplitude where Σ φ ∂S/∂φ has its expectation value: noise
         of another amplitude can lie so far up a steep action that every trajectory diverges there and the chain never
         moves.
         """
         field = super().start(generator, n, kind)
-        if kind == "cold" or self.space.bounded:
+        if kind == "cold":
             return field
 
         def too_large(scale: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from flowmc.arrays import Array, batch_axes, check_field, namespace
 from flowmc.errors import ParameterError
 from flowmc.lattice import checked_shape, momentum_squared, neighbour_sum
-from flowmc.theories.base import SmoothTheory
+from flowmc.theories.base import ScalarTheory
 from flowmc.theories.spaces import ContinuousSpace, RealSpace
 
 __all__ = ["FreeScalar"]
 
 
 @dataclass(frozen=True)
-class FreeScalar(SmoothTheory):
+class FreeScalar(ScalarTheory):
     """Free scalar field with S = Σ_x [Σ_μ (φ(x+μ) − φ(x))² + m² φ²], in the normalisation of `Phi4` at λ = 0.
 
     Parameters

@@ -18,14 +18,14 @@ from typing import ClassVar
 from flowmc.arrays import Array, batch_axes, check_field, namespace
 from flowmc.errors import ParameterError
 from flowmc.lattice import checked_shape, neighbour_sum
-from flowmc.theories.base import SmoothTheory
+from flowmc.theories.base import ScalarTheory
 from flowmc.theories.spaces import ContinuousSpace, RealSpace
 
 __all__ = ["Phi4"]
 
 
 @dataclass(frozen=True)
-class Phi4(SmoothTheory):
+class Phi4(ScalarTheory):
     """φ⁴ theory with S = Σ_x [(2d + m²) φ² + λ φ⁴ − 2 Σ_μ φ(x) φ(x+μ)].
 
     Parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import ceil, isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,19 @@ class TrainingConfig:
                 got=f"annealing = {self.annealing}",
                 expected="0 (none) or a rate below 1, for example 0.996",
                 fix="correct it",
+            )
+        if self.annealing and self.start_from:
+            raise ParameterError(
+                got=f"annealing = {self.annealing} with start_from = {self.start_from!r}",
+                expected="one or the other: annealing begins far from the target, and the weights would be forgotten",
+                fix="leave out `annealing`",
+            )
+        if self.annealing and self.annealing**self.steps >= ANNEALED:
+            needed = ceil(log(ANNEALED) / log(self.annealing))
+            raise ParameterError(
+                got=f"annealing = {self.annealing} with steps = {self.steps}: the target is not reached",
+                expected=f"at least {needed} steps at this rate, the last ones at the target",
+                fix=f"raise `steps`, or lower `annealing` to {ANNEALED ** (2 / self.steps):.3g}",
             )
         for name, known in (("objective", ("auto", *OBJECTIVES)), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:

@@ -25,8 +25,6 @@ from flowmc.theories import Ising, SmoothTheory, Theory
 
 __all__ = ["build_cycle", "build_members"]
 
-NEED_FLOW = ("blocks", "flow")
-
 
 def _trajectories(theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
     return Trajectories.build(

@@ -35,7 +35,10 @@ START_DRAWS = 64
 
 def versions() -> dict[str, str]:
     """Return the versions of flowmc and of the libraries that its numbers depend on."""
-    return {"flowmc": __version__, **{name: version(name) for name in ("numpy", "torch", "jax", "jaxlib", "h5py")}}
+    return {
+        "flowmc": __version__,
+        **{name: version(name) for name in ("numpy", "numba", "torch", "jax", "jaxlib", "h5py")},
+    }
 
 
 @dataclass(frozen=True)
@@ -289,6 +292,7 @@ def _start(theory: Theory, settings: SamplingConfig, flow: _Flow | None, seed: i
 def _flow_start(theory: Theory, proposal: Proposal, seed: int, chains: int) -> NDArray[Any]:
     """Draw a starting point for each chain: one of its own flow draws, picked by weight."""
     field, log_q = proposal.sample(fold(seed, "start"), chains * START_DRAWS)
+    log_q = np.where(theory.space.contains(field.reshape(len(field), -1)), log_q, np.nan)
     field = field.astype(theory.space.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         log_w = -theory.action(field) - log_q

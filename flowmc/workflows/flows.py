@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def train_flow(
     }
     # The log may have been removed by hand since the training ended.
     ess = result.records[-1].ess if result.records else None
-    save_flow(output, flow, config.theory, {**facts, "ess_batch": ess})
+    save_flow(output, flow, {**facts, "ess_batch": ess})
     return SavedFlow.read(output)
 
 
@@ -163,17 +163,24 @@ def _start_from(path: Path, flow: Flow) -> dict[str, Any]:
     }
     if not fitting:
         raise ConfigError(
-            got=f"start_from = {path}, of whose weights none fits",
-            expected=f"a flow with the hyper-parameters {describe_flow(flow)}, or a part of its networks",
-            fix="use the hyper-parameters of that file, which `flowmc certify` reads, or leave start_from out",
+            got=f"start_from = {path}, of whose weights none fits: {_shapes(saved.tensors)}",
+            expected=f"some that this flow has too: {_shapes(own)}",
+            fix="take the same width and depth; a hierarchical flow on another lattice shares the networks of blocks of "
+            "one side, of which an 8 x 8 lattice has none if exact_cross = true; or leave start_from out",
         )
     flow.load_state_dict({**own, **fitting})
     return {
         "fingerprint": saved.fingerprint,
         "theory": saved.theory.describe(),
-        "weights": f"{len(fitting)} of {len(own)} arrays of weights",
+        "weights": f"{len(fitting)} of {len(own)} arrays of weights fit"
+        + (f"; afresh: {', '.join(name for name in own if name not in fitting)}" if len(fitting) < len(own) else ""),
         "seconds": float(saved.training.get("seconds", 0.0)),
     }
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> str:
+    shown = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if tensor.ndim > 1]
+    return ", ".join(shown[:8]) + (" ..." if len(shown) > 8 else "")
 
 
 def _kept(output: Path, theory: Theory, identity: dict[str, Any]) -> SavedFlow:

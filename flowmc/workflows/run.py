@@ -103,7 +103,9 @@ def run_all(
     needs_flow = any(settings.needs_flow for settings in ensembles.values())
     if needs_flow and config.flow is None:
         raise ConfigError(
-            got="flow proposals without a [flow] section", expected="[flow] with its kind", fix="add it, or use hmc"
+            got="flow proposals without a [flow] section",
+            expected="[flow] with its kind",
+            fix="add it, or choose kernels that need no flow",
         )
     for kernel, settings in ensembles.items():
         if (stored := settings.cycles // settings.save_every) < FEWEST_CONFIGURATIONS:

@@ -63,6 +63,39 @@ def test_cost_ratios_and_break_even(comparison: Comparison) -> None:
     assert cheap_cost * ratio.break_even + cheap.cost.training_seconds == pytest.approx(costs[1] * ratio.break_even)
 
 
+def test_baseline_is_the_cheapest_that_needs_no_training(comparison: Comparison) -> None:
+    hybrid, flow, hmc = comparison.analyses
+    assert comparison.baseline is hmc
+    dear = dataclasses.replace(hmc, label="dear", cost=dataclasses.replace(hmc.cost, sampling_seconds=1e6))
+    result = compare_analyses([hmc, flow, dear])
+    assert result.baseline.label == "hmc"
+    assert {(ratio.label, ratio.baseline) for ratio in result.cost_ratios} == {("flow", "hmc"), ("dear", "hmc")}
+    note = result.ratio_table().note
+    assert note.startswith("Baseline: hmc, the cheapest")
+    assert "repeat the runs" in note
+    trained = compare_analyses([flow, hybrid])
+    assert trained.baseline is hybrid
+    assert trained.ratio_table().note.startswith("Baseline: hybrid, the last")
+
+
+def test_many_ensembles_are_all_judged_and_shown_with_the_main_one(comparison: Comparison) -> None:
+    main = comparison.analyses[0]
+    others = [dataclasses.replace(comparison.analyses[2], label=f"hmc {i}") for i in range(4)]
+    result = compare_analyses([main, *others])
+    assert len(result.scores) == 10
+    assert list(result.shown_scores) == [f"hybrid - hmc {i}" for i in range(4)]
+    table = result.observable_table()
+    assert [column for column in table.columns if column.startswith("z: ")] == [f"z: {p}" for p in result.shown_scores]
+    assert "All 10 pairs are judged" in table.note
+    assert result.verdict.count == sum(
+        sum(score.name in result.judged for score in scores) for scores in result.scores.values()
+    )
+    assert any(score is result.verdict.worst for score in result.scores[result.worst_pair])
+    few = compare_analyses([main, *others[:3]])
+    assert few.shown_scores == few.scores
+    assert "pairs are judged" not in few.observable_table().note
+
+
 def test_undefined_and_noisy_observables(comparison: Comparison) -> None:
     """NaN values cannot be compared, NaN errors of finite values fail, noisy masses are shown but not judged."""
     a, _, b = comparison.analyses

@@ -63,6 +63,18 @@ def test_enumeration(shape: tuple[int, int]) -> None:
             assert solution.specific_heat == pytest.approx(sums.specific_heat, rel=1e-11)
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (4, 2), (2, 6), (4, 4)])
+def test_antiferromagnet_on_even_extents(shape: tuple[int, int]) -> None:
+    for beta in BETAS:
+        solution, sums = ising_exact(shape, beta, -0.7), enumerate_ising(shape, beta, -0.7)
+        assert solution.log_z == pytest.approx(sums.log_z, rel=1e-13)
+        assert solution.energy == pytest.approx(sums.energy, rel=1e-12)
+        assert solution.specific_heat == pytest.approx(sums.specific_heat, rel=1e-11)
+        assert solution.entropy == pytest.approx(
+            (sums.log_z + beta * sums.energy * math.prod(shape)) / math.prod(shape)
+        )
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (10, 6), (64, 3)])
 @pytest.mark.parametrize("beta", BETAS)
 def test_transfer_matrix(shape: tuple[int, int], beta: float) -> None:
@@ -185,9 +197,12 @@ def test_what_the_formulas_do_not_cover_is_refused() -> None:
     for shape in ((4,), (1, 4), (4, 4, 4)):
         with pytest.raises(AnalysisError, match="two extents"):
             ising_exact(shape, 0.4)  # type: ignore[arg-type]
-    for beta, coupling in ((0.0, 1.0), (0.4, -1.0), (math.nan, 1.0), (101.0, 1.0)):
+    for beta, coupling in ((0.0, 1.0), (0.4, 0.0), (-0.4, -1.0), (math.nan, 1.0), (101.0, 1.0), (0.4, math.nan)):
         with pytest.raises(AnalysisError, match="finite temperature"):
             ising_exact((4, 4), beta, coupling)
+    for shape in ((3, 4), (4, 5), (3, 3)):
+        with pytest.raises(AnalysisError, match="even extents"):
+            ising_exact(shape, 0.4, -1.0)
     with pytest.raises(AnalysisError, match="20 sites"):
         enumerate_ising((5, 5), 0.4)
     with pytest.raises(AnalysisError, match="ferromagnet"):

@@ -10,7 +10,7 @@ import pytest
 
 from flowmc_analysis.errors import AnalysisError
 from flowmc_analysis.exact_ising import EnumeratedIsing, enumerate_ising
-from flowmc_analysis.ising_observables import ISING_OBSERVABLES, on_axis_correlation
+from flowmc_analysis.ising_observables import ISING_OBSERVABLES, on_axis_correlation, staggered_magnetisation
 from flowmc_analysis.observables import Configurations, ObservableContext, estimate_observables, measure
 from flowmc_analysis.zscores import judge, z_score
 
@@ -34,12 +34,23 @@ def exact_observables(sums: EnumeratedIsing, setting: ObservableContext) -> dict
         for name, values in measure(states, ISING_OBSERVABLES).items()
     }
     with np.errstate(invalid="ignore"):  # an antiferromagnet has no correlation length of this definition
-        return {name: entry.function(means, setting) for name, entry in ISING_OBSERVABLES.observables.items()}
+        return {
+            name: entry.function(means, setting)
+            for name, entry in ISING_OBSERVABLES.observables.items()
+            if entry.applies(setting)
+        }
 
 
 @pytest.mark.parametrize(
     ("shape", "coupling", "field"),
-    [((4, 4), 1.0, 0.0), ((3, 4), 1.0, 0.2), ((6, 2), -0.8, 0.3), ((2, 2, 3), 1.0, 0.0), ((9,), 0.7, -0.5)],
+    [
+        ((4, 4), 1.0, 0.0),
+        ((3, 4), 1.0, 0.2),
+        ((6, 2), -0.8, 0.3),
+        ((3, 4), -0.8, 0.0),
+        ((2, 2, 3), 1.0, 0.0),
+        ((9,), 0.7, -0.5),
+    ],
 )
 def test_small_lattices(shape: tuple[int, ...], coupling: float, field: float, rng: np.random.Generator) -> None:
     """Independent draws from the enumerated distribution give every observable within its error."""
@@ -64,6 +75,12 @@ def test_small_lattices(shape: tuple[int, ...], coupling: float, field: float, r
         assert float(expected[name]) == pytest.approx(getattr(sums, name), abs=1e-12)
     connected = sums.susceptibility - math.prod(shape) * sums.magnetisation_abs**2
     assert float(expected["susceptibility_connected"]) == pytest.approx(connected)
+    assert ("susceptibility_subtracted" in found) == (field != 0.0)
+    if field:  # the response of the magnetisation to the field, d<m>/dh / beta
+        up, down = (enumerate_ising(shape, 0.35, coupling, field + h).magnetisation for h in (1e-4, -1e-4))
+        assert float(expected["susceptibility_subtracted"]) == pytest.approx((up - down) / (2e-4 * 0.35), rel=1e-6)
+    staggered = {"magnetisation_staggered_abs", "susceptibility_staggered"} & set(found)
+    assert len(staggered) == (2 if coupling < 0.0 and all(extent % 2 == 0 for extent in shape) else 0)
 
 
 @pytest.mark.parametrize("shape", [(6,), (4, 4), (3, 5), (4, 2, 4)])
@@ -81,6 +98,13 @@ def test_correlation_by_the_definition(shape: tuple[int, ...], rng: np.random.Ge
 def test_correlation_at_distance_one_is_the_energy(rng: np.random.Generator) -> None:
     measured = measure(Configurations(random_spins(rng, (3, 5, 4, 4)), 2), ISING_OBSERVABLES)
     np.testing.assert_allclose(2.0 * measured["correlation"][..., 0], measured["links"], rtol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 6), (2, 4, 2)])
+def test_staggered_magnetisation_by_the_definition(shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    spins = random_spins(rng, (5, *shape))
+    total = sum((-1.0) ** sum(site) * spins[:, *site] for site in np.ndindex(*shape))
+    np.testing.assert_allclose(staggered_magnetisation(Configurations(spins, len(shape))), total / math.prod(shape))
 
 
 def test_energy_is_that_of_the_action() -> None:

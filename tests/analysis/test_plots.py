@@ -15,6 +15,7 @@ from flowmc_analysis import plots
 from flowmc_analysis.errors import AnalysisError
 from flowmc_analysis.estimate import Estimate
 from flowmc_analysis.gamma import GammaResult, gamma_method
+from flowmc_analysis.plot_style import series_styles
 
 
 def render(figure: Figure) -> str:
@@ -99,6 +100,38 @@ def test_z_scores_show_the_bound() -> None:
     assert {label.get_text() for label in axis.get_yticklabels()} == {"susceptibility", "binder"}
     assert axis.get_xlim()[1] > 4.0
     render(figure)
+
+
+@pytest.mark.parametrize("n_pairs", [1, 2, 6, 28])
+def test_z_scores_stay_in_their_rows(n_pairs: int) -> None:
+    names = ["energy", "susceptibility", "binder"]
+    figure = plots.plot_z_scores({f"pair {i}": dict.fromkeys(names, 0.1 * i) for i in range(n_pairs)}, bound=4.0)
+    (axis,) = figure.axes
+    bottom, top = axis.get_ylim()
+    drawn = [np.asarray(line.get_ydata()) for line in axis.lines if len(line.get_xdata()) == len(names)]  # type: ignore[arg-type]
+    assert len(drawn) == n_pairs
+    for rows in drawn:
+        assert np.all(np.abs(rows - np.arange(len(names))) <= 0.35 + 1e-12)
+        assert np.all((rows > top) & (rows < bottom))
+    assert len({tuple(rows) for rows in drawn}) == n_pairs
+
+
+def test_styles_of_many_ensembles_differ() -> None:
+    styles = series_styles(str(i) for i in range(28))
+    assert len({(style.colour, style.marker) for style in styles.values()}) == 28
+
+
+def test_two_point_function_below_a_decade_has_plain_ticks() -> None:
+    figure = plots.plot_two_point({"hmc": [Estimate(3.1 - 0.2 * t, 0.02) for t in range(5)]}, temporal_extent=8)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    low, high = axis.get_ylim()
+    texts = [text.get_text() for text in axis.get_yticklabels() if low <= text.get_position()[1] <= high]
+    assert len(texts) >= 3
+    assert all(low <= float(text) <= high for text in texts)
+    wide = plots.plot_two_point({"hmc": [Estimate(10.0**-t, 0.01 * 10.0**-t) for t in range(4)]}, temporal_extent=8)
+    wide.draw_without_rendering()
+    assert any("10" in text.get_text() for text in wide.axes[0].get_yticklabels())
 
 
 @pytest.mark.parametrize(

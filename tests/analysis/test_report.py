@@ -107,7 +107,8 @@ def test_report_of_one_ensemble(comparison: Comparison) -> None:
     text = Page(html).text
     assert "Cost" not in text
     assert "Training" not in text
-    assert "Monitors of hmc quiet" in text
+    assert "Monitors of hmc: 2 identities quiet" in text
+    assert "free_scalar, 6×4 lattice, mass = 0.8" in text
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -126,7 +127,7 @@ def test_raised_monitor_leads_the_page(comparison: Comparison) -> None:
         analysis, verdict=dataclasses.replace(analysis.verdict, passed=False), warnings=("alas",)
     )
     html = render_report([failed])
-    assert '<li class="bad">Monitors of hmc RAISED' in html
+    assert '<li class="bad">Monitors of hmc: 2 identities RAISED' in html
     assert "alas" in html
 
 

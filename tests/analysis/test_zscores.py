@@ -36,7 +36,7 @@ def test_judge_names_the_worst() -> None:
     assert verdict.worst.name == "loud"
     assert verdict.count == 3
     assert str(verdict).startswith(
-        "FAIL: 3 z-scores, family p = 1.7e-06 (level 0.001); worst loud: 0.50(10), expected 0"
+        "FAIL: 3 z-scores, family p ≤ 1.7e-06 (level 0.001); worst loud: 0.50(10), expected 0"
     )
     passed = judge(family[:1])
     assert passed.passed

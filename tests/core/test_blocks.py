@@ -14,7 +14,7 @@ from flowmc.flows import Flow
 from flowmc.kernels import BlockMoves, Cycle, CycleMember, HybridState
 from flowmc.proposals import BlockFlowProposal, as_proposal
 from flowmc.testing import ExactStart, KernelContract, exact_start_scores, ising_start
-from flowmc.theories import Ising, Theory
+from flowmc.theories import Ising, Phi4, Theory
 from flowmc_analysis.zscores import family_p_value
 
 Shaken = Callable[[Mapping[str, object], Theory], Flow]
@@ -115,6 +115,8 @@ class Altered:
             log_new, log_old = log_old, log_new
         if self._disease == "left out":
             log_new, log_old = np.zeros_like(log_new), np.zeros_like(log_old)
+        if self._disease == "halved":
+            log_new, log_old = log_new / 2, log_old / 2
         return new, log_new, log_old
 
 
@@ -125,7 +127,7 @@ def p_value(member: BlockMoves, rng: np.random.Generator) -> float:
     return float(family_p_value(np.array(list(scores.values()))))
 
 
-@pytest.mark.parametrize("disease", ["averaged over the spin flip", "swapped", "left out", ""])
+@pytest.mark.parametrize("disease", ["averaged over the spin flip", "swapped", "left out", "halved", ""])
 def test_wrong_probabilities_are_caught(disease: str, shaken: Shaken, rng: np.random.Generator) -> None:
     flow = shaken({"kind": "hierarchical", "exact_cross": False}, EIGHT)
     with torch.no_grad():
@@ -173,6 +175,10 @@ class TestUpdates:
 
 
 class TestRefusals:
+    def test_other_theories(self, shaken: Shaken) -> None:
+        with pytest.raises(ParameterError, match="phi4"):
+            BlockMoves(Phi4((8, 8), -4.0, 8.0), proposal_for(EIGHT, shaken), 5, 1)  # type: ignore[arg-type]
+
     def test_flows_without_blocks(self, shaken: Shaken) -> None:
         with pytest.raises(ParameterError, match="hierarchical"):
             moves(EIGHT, as_proposal(shaken({"kind": "autoregressive"}, EIGHT)))

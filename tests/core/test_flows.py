@@ -24,7 +24,7 @@ from flowmc.flows import (
 )
 from flowmc.flows.coupling import CouplingConfig
 from flowmc.flows.densities import BASES, FreeFieldDensity, build_base
-from flowmc.flows.file import write_tensors
+from flowmc.flows.file import FORMAT, write_tensors
 from flowmc.lattice import checkerboard
 from flowmc.seeds import torch_generator
 from flowmc.testing import FlowContract
@@ -183,7 +183,7 @@ class TestFiles:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         path = tmp_path / "flow.safetensors"
-        save_flow(path, build_flow({"kind": "coupling", "layers": 2}, SQUARE), SQUARE, {})
+        save_flow(path, build_flow({"kind": "coupling", "layers": 2}, SQUARE), {})
         return path
 
     def test_truncated_at_any_length(self, path: Path) -> None:
@@ -201,7 +201,7 @@ class TestFiles:
         flow = build_flow({"kind": "coupling"}, SQUARE)
         with torch.no_grad():
             next(flow.parameters()).fill_(float("nan"))
-        save_flow(tmp_path / "nan.safetensors", flow, SQUARE, {})
+        save_flow(tmp_path / "nan.safetensors", flow, {})
         with pytest.raises(FlowFileError, match="NaN"):
             load_flow(tmp_path / "nan.safetensors")
 
@@ -225,7 +225,7 @@ class TestFiles:
             load_flow(tmp_path / "new.safetensors")
 
     def test_a_checkpoint_is_not_a_flow(self, tmp_path: Path) -> None:
-        write_tensors(tmp_path / "c.safetensors", {"x": torch.zeros(2)}, {"format": 1, "step": 3})
+        write_tensors(tmp_path / "c.safetensors", {"x": torch.zeros(2)}, {"format": FORMAT, "step": 3})
         with pytest.raises(FlowFileError, match="checkpoint"):
             load_flow(tmp_path / "c.safetensors")
 

@@ -9,7 +9,7 @@ from flowmc.errors import ParameterError, TheoryMismatchError
 from flowmc.flows import build_flow
 from flowmc.kernels import Cycle, FlowProposals, Independence
 from flowmc.proposals import as_proposal
-from flowmc.testing import EnumeratedIsing, enumerate_spins, transfer_matrix_draws
+from flowmc.testing import ExactIsing, enumerate_spins, transfer_matrix_draws
 from flowmc.theories import SPACES, THEORIES, FreeScalar, Ising, Phi4, RealSpace, SpinSpace
 from flowmc_analysis.zscores import family_p_value
 
@@ -62,7 +62,7 @@ def test_local_field_is_half_the_change_of_the_action(theory: Ising, rng: np.ran
 
 @pytest.mark.parametrize("theory", MODELS, ids=repr)
 def test_identity_has_expectation_zero(theory: Ising) -> None:
-    exact = EnumeratedIsing(theory)
+    exact = ExactIsing(theory)
     for identity in theory.identities().values():
         values = np.asarray(identity(exact.states))
         assert abs(exact.expectation(values)) < 1e-12
@@ -70,7 +70,7 @@ def test_identity_has_expectation_zero(theory: Ising) -> None:
 
 
 def test_identity_tells_temperatures_apart() -> None:
-    exact, other = EnumeratedIsing(Ising((4, 4), 0.44)), Ising((4, 4), 0.4)
+    exact, other = ExactIsing(Ising((4, 4), 0.44)), Ising((4, 4), 0.4)
     values = np.asarray(other.identities()["local_field"](exact.states))
     assert abs(exact.expectation(values)) > 0.1
 
@@ -100,7 +100,7 @@ def test_meaningless_couplings_are_refused(couplings: dict[str, object], word: s
 
 @pytest.mark.parametrize("theory", [Ising((4, 4), 0.3, field=0.2), Ising((3, 4), 0.5, coupling=-1.0)], ids=repr)
 def test_transfer_matrix_draws_are_those_of_the_enumeration(theory: Ising, rng: np.random.Generator) -> None:
-    exact, n = EnumeratedIsing(theory), 20000
+    exact, n = ExactIsing(theory), 20000
     drawn = transfer_matrix_draws(theory, rng, n)
     scores = []
     # Products of spins span all functions of a configuration.

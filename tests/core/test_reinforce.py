@@ -13,7 +13,7 @@ from torch import Tensor
 from flowmc.errors import ParameterError
 from flowmc.flows import Flow, build_flow
 from flowmc.seeds import fold, torch_generator
-from flowmc.testing import EnumeratedIsing, enumerate_spins
+from flowmc.testing import ExactIsing, enumerate_spins
 from flowmc.theories import FreeScalar, Ising, Phi4, Theory
 from flowmc.training import OBJECTIVES, Loss, TrainingConfig, choose_objective, reinforce, train
 from flowmc.training.objectives import Objective
@@ -34,7 +34,7 @@ def exact_divergence(flow: Flow, theory: Ising) -> Tensor:
     """KL(q ‖ p) over all configurations, differentiable."""
     states = torch.tensor(enumerate_spins(theory.shape))
     log_q = flow.log_prob(states)
-    divergence: Tensor = (log_q.exp() * (log_q + theory.action(states))).sum() + EnumeratedIsing(theory).log_z
+    divergence: Tensor = (log_q.exp() * (log_q + theory.action(states))).sum() + ExactIsing(theory).log_z
     return divergence
 
 

@@ -12,7 +12,7 @@ from flowmc.errors import ParameterError
 from flowmc.flows import Flow, SpinFlow, build_flow
 from flowmc.flows.causal import CausalConvolution, CausalDense, CausalNetwork
 from flowmc.seeds import torch_generator
-from flowmc.testing import EnumeratedIsing, counts_p_value, enumerate_spins
+from flowmc.testing import ExactIsing, counts_p_value, enumerate_spins
 from flowmc.theories import Ising, Theory
 
 Shaken = Callable[[Mapping[str, object], Theory], Flow]
@@ -64,7 +64,7 @@ def test_draws_are_distributed_as_log_q_says(
     assert isinstance(flow, SpinFlow)
     n = 20000
     field, _ = flow.sample(n, torch_generator(int(rng.integers(2**62))))
-    number = EnumeratedIsing(theory).number(field.numpy())
+    number = ExactIsing(theory).number(field.numpy())
     probability = np.exp(log_q(flow, enumerate_spins(theory.shape)))
     p_values = []
     # The joint distribution of a few sites at a time: their bits in the number of a configuration.

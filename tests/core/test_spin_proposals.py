@@ -12,10 +12,11 @@ import torch
 
 from flowmc.errors import CertificateError, ParameterError
 from flowmc.flows import AutoregressiveFlow, Flow
+from flowmc.kernels import Cycle, FlowProposals, Independence
 from flowmc.proposals import BlockProposal, FlowProposal, Proposal, ProposalMetadata, as_proposal, certify
 from flowmc.proposals.closure import ENUMERATED_SITES, spin_closure, total_probability
 from flowmc.seeds import numpy_generator
-from flowmc.testing import EnumeratedIsing, ProposalContract
+from flowmc.testing import BlockProposalContract, ExactIsing, ProposalContract
 from flowmc.theories import Ising, Theory
 from flowmc_analysis.zscores import family_p_value
 
@@ -29,7 +30,7 @@ class Boltzmann:
     """The exact distribution of a small model as a proposal."""
 
     def __init__(self, theory: Ising) -> None:
-        self._exact = EnumeratedIsing(theory)
+        self._exact = ExactIsing(theory)
 
     @property
     def metadata(self) -> ProposalMetadata:
@@ -51,16 +52,24 @@ class TestBoltzmann(ProposalContract):
         return Boltzmann(SQUARE)
 
 
-@pytest.mark.parametrize("description", [DENSE, {"kind": "hierarchical"}], ids=str)
-class TestFlows(ProposalContract):
+class TestAutoregressive(ProposalContract):
     @pytest.fixture
-    def proposal(self, description: dict[str, object], shaken: Shaken) -> Proposal:
-        return as_proposal(shaken(description, SQUARE))
+    def proposal(self, shaken: Shaken) -> Proposal:
+        return as_proposal(shaken(DENSE, SQUARE))
 
-    def test_says_what_it_is(self, proposal: Proposal, description: dict[str, object]) -> None:
+    def test_says_what_it_is(self, proposal: Proposal) -> None:
         assert proposal.metadata.space == "spin"
         assert proposal.sample(1, 3)[0].dtype == np.int8
-        assert isinstance(proposal, BlockProposal) == (description["kind"] == "hierarchical")
+        assert not isinstance(proposal, BlockProposal)
+
+
+@pytest.mark.parametrize(
+    ("extent", "hyper"), [(4, {}), (6, {}), (8, {"exact_cross": False}), (12, {"translations": True})], ids=str
+)
+class TestHierarchical(BlockProposalContract):
+    @pytest.fixture
+    def proposal(self, extent: int, hyper: dict[str, object], shaken: Shaken) -> Proposal:
+        return as_proposal(shaken({"kind": "hierarchical", **hyper}, Ising((extent, extent), 0.44)))
 
 
 def strongly_coupled(flow: Flow, factor: float = 4.0) -> Flow:
@@ -219,3 +228,46 @@ def test_identities_hold_for_the_exact_distribution(rng: np.random.Generator) ->
 def test_no_draws_are_refused(shaken: Shaken) -> None:
     with pytest.raises(ParameterError, match="at least one"):
         as_proposal(shaken(DENSE, SQUARE)).sample(1, 0)
+
+
+class NoSpins:
+    """Another proposal's draws, stretched to ±1.7 in some configurations: cast to int8 they would be spins again."""
+
+    def __init__(self, inner: Proposal, every: int) -> None:
+        self._inner, self._every = inner, every
+
+    @property
+    def metadata(self) -> ProposalMetadata:
+        return self._inner.metadata
+
+    def sample(self, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        field, log_q = self._inner.sample(seed, n)
+        stretch = np.where(np.arange(n) % self._every, 1.0, 1.7)
+        return field * stretch[:, None, None], log_q
+
+    def log_prob(self, field: np.ndarray) -> np.ndarray:
+        return self._inner.log_prob(field)
+
+
+class TestNumbersThatAreNoSpins:
+    def test_are_never_accepted(self) -> None:
+        member = FlowProposals(Independence(SQUARE), NoSpins(Boltzmann(SQUARE), 1), 5, 10)
+        cycle = Cycle(SQUARE, (member,))
+        start = SQUARE.start(np.random.default_rng(1), 20, "hot")
+        state, happened = cycle.run(0, 0, cycle.init(start), cycle.prepare(0, 1, 20)[0])
+        assert np.isneginf(happened.updates[0].log_weight).all()
+        assert not happened.updates[0].accepted.any()
+        np.testing.assert_array_equal(state.field, start)
+
+    def test_spoil_no_others(self) -> None:
+        exact = Boltzmann(SQUARE)
+        members = [FlowProposals(Independence(SQUARE), proposal, 5, 10) for proposal in (NoSpins(exact, 3), exact)]
+        mixed, right = (np.asarray(member.prepare(0, 1, 20).log_weight).ravel() for member in members)
+        outside = np.arange(200) % 3 == 0
+        assert np.isneginf(mixed[outside]).all()
+        np.testing.assert_array_equal(mixed[~outside], right[~outside])
+
+    def test_are_refused_by_the_certificate(self, test_seed: int) -> None:
+        certificate = certify(NoSpins(Boltzmann(SQUARE), 3), test_seed, n_finite=999)
+        (check,) = [check for check in certificate.checks if check.name == "finite draws"]
+        assert (check.value, check.passed) == (333, False)

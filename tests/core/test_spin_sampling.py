@@ -23,7 +23,7 @@ from flowmc.kernels import (
 from flowmc.kernels.cluster import CLUSTER_RULES
 from flowmc.proposals import BlockFlowProposal, as_proposal
 from flowmc.sampling import MemoryStore, SamplingPlan, sample
-from flowmc.testing import EnumeratedIsing
+from flowmc.testing import ExactIsing
 from flowmc.theories import Ising, Theory
 from flowmc_analysis.gamma import gamma_method
 from flowmc_analysis.zscores import judge, z_score
@@ -130,7 +130,7 @@ def test_weights_are_those_of_states_and_proposals(cycle_of: Callable[[str], Cyc
 
 @pytest.mark.parametrize("kinds", CYCLES)
 def test_observables_are_exact(kinds: str, cycle_of: Callable[[str], Cycle]) -> None:
-    store, exact = MemoryStore(), EnumeratedIsing(THEORY)
+    store, exact = MemoryStore(), ExactIsing(THEORY)
     run(cycle_of(kinds), store, 300, chains=64)
     field = store.table("configurations", "spin").astype(np.float64)
 

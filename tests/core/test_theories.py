@@ -7,12 +7,21 @@ import pytest
 
 import flowmc.theories as public
 from flowmc.errors import ConfigError, ParameterError
-from flowmc.testing import SmoothTheoryContract, TheoryContract
-from flowmc.theories import THEORIES, FreeScalar, Ising, Phi4, SmoothTheory, Theory, from_description
+from flowmc.testing import ScalarTheoryContract, TheoryContract
+from flowmc.theories import (
+    THEORIES,
+    FreeScalar,
+    Ising,
+    Phi4,
+    ScalarTheory,
+    SmoothTheory,
+    Theory,
+    from_description,
+)
 from flowmc_analysis.exact import free_scalar_log_z
 from flowmc_analysis.monitors import IDENTITIES
 
-SMOOTH: list[SmoothTheory] = [
+SMOOTH: list[ScalarTheory] = [
     Phi4((4, 6), m2=-4.0, lam=8.0),
     Phi4((5,), m2=0.3, lam=0.5),
     Phi4((3, 2, 4), m2=1.0, lam=0.0),
@@ -34,7 +43,7 @@ def test_every_public_theory_is_tested() -> None:
     classes = {
         value
         for value in vars(public).values()
-        if isinstance(value, type) and issubclass(value, Theory) and value not in {Theory, SmoothTheory}
+        if isinstance(value, type) and issubclass(value, Theory) and value not in {Theory, SmoothTheory, ScalarTheory}
     }
     assert classes == set(THEORIES.values())
 
@@ -49,11 +58,11 @@ class TestContract(TheoryContract):
 
 
 @pytest.mark.parametrize("theory", SMOOTH, ids=repr)
-class TestSmoothContract(SmoothTheoryContract):
+class TestScalarContract(ScalarTheoryContract):
     @pytest.fixture
-    def theory(self, request: pytest.FixtureRequest) -> SmoothTheory:
+    def theory(self, request: pytest.FixtureRequest) -> ScalarTheory:
         theory = request.param
-        assert isinstance(theory, SmoothTheory)
+        assert isinstance(theory, ScalarTheory)
         return theory
 
 

@@ -59,7 +59,7 @@ objective = "reinforce"
 steps = 100
 batch_size = 64
 learning_rate = 0.01
-annealing = 0.95
+annealing = 0.9
 seed = 1
 checkpoint_every = 50
 

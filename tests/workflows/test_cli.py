@@ -238,20 +238,20 @@ class TestTrainAndCertify:
         assert "forward log q" in flowmc("certify", finished / "out" / "flow.safetensors").stdout
 
     def test_nan_weights_are_refused(self, finished: Path, tmp_path: Path, flowmc: Command) -> None:
-        flow, saved = load_flow(finished / "out" / "flow.safetensors")
+        flow, _ = load_flow(finished / "out" / "flow.safetensors")
         with torch.no_grad():
             next(flow.parameters()).fill_(float("nan"))
-        save_flow(tmp_path / "nan.safetensors", flow, saved.theory, {})
+        save_flow(tmp_path / "nan.safetensors", flow, {})
         outcome = flowmc("certify", "nan.safetensors")
         assert outcome.exit_code == 1
         assert "NaN" in outcome.stderr
 
     def test_broken_flow_fails_with_json(self, finished: Path, tmp_path: Path, flowmc: Command) -> None:
-        flow, saved = load_flow(finished / "out" / "flow.safetensors")
+        flow, _ = load_flow(finished / "out" / "flow.safetensors")
         with torch.no_grad():
             for parameter in flow.parameters():
                 parameter.mul_(1e3)
-        save_flow(tmp_path / "broken.safetensors", flow, saved.theory, {})
+        save_flow(tmp_path / "broken.safetensors", flow, {})
         outcome = flowmc("certify", "broken.safetensors", "--json")
         assert outcome.exit_code == 1
         assert not json.loads(outcome.stdout)["passed"]

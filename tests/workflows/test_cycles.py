@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,11 +12,16 @@ from flowmc.config import HYBRIDS, KERNELS, SamplingConfig
 from flowmc.errors import FlowmcError, LatticeMismatchError, ParameterError
 from flowmc.flows import build_flow
 from flowmc.kernels import CycleMember
-from flowmc.proposals import Proposal, as_proposal
-from flowmc.seeds import torch_generator
-from flowmc.testing import ExactStart, GaussianProposal, KernelContract, ising_start
+from flowmc.proposals import Proposal, ProposalMetadata, as_proposal
+from flowmc.sampling import MemoryStore, SamplingPlan, sample
+from flowmc.seeds import numpy_generator, torch_generator
+from flowmc.testing import ExactIsing, ExactStart, GaussianProposal, KernelContract, ising_start
 from flowmc.theories import SPACES, FreeScalar, Ising, Phi4, Theory
 from flowmc.workflows.cycles import OWN, WITH_FLOW, build_cycle, build_members
+from flowmc.workflows.ensembles import _flow_start
+from flowmc.workflows.flows import for_production
+from flowmc_analysis.gamma import gamma_method
+from flowmc_analysis.zscores import judge, z_score
 
 SETTINGS = SamplingConfig(
     chains=4, hmc_trajectories=2, flow_proposals=3, sweeps=2, cluster_updates=3, block_moves=2, step_size=0.5, tuning=0
@@ -113,7 +119,7 @@ def test_kernels_of_other_fields_are_refused(kernel: str, theory: Theory, word: 
 
 
 def test_blocks_of_real_fields_are_refused() -> None:
-    with pytest.raises(ParameterError, match="hierarchical"):
+    with pytest.raises(ParameterError, match="free_scalar"):
         build_members(FREE, replace(SETTINGS, kernel="blocks"), 7, proposal_for(FREE))
 
 
@@ -128,3 +134,59 @@ def test_flows_of_another_lattice_are_refused(kernel: str) -> None:
 def test_cycles_that_are_none_are_refused(kernel: str) -> None:
     with pytest.raises(ParameterError, match="last"):
         replace(SETTINGS, kernel=kernel)
+
+
+class NoSpins:
+    """A proposal of which all draws but one in eight are ±1.7: cast to int8 they would be spins, and of large weight."""
+
+    metadata = ProposalMetadata((4, 4), "float64", deterministic=True, exact=True, fingerprint="none", space="spin")
+
+    def sample(self, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        field = SPINS.start(numpy_generator(seed), n, "hot").astype(np.float64)
+        outside = np.arange(n) % 8 > 0
+        field[outside] = 1.7
+        return field, np.where(outside, -1000.0, 0.0)
+
+    def log_prob(self, field: np.ndarray) -> np.ndarray:
+        return np.zeros(len(field))
+
+
+def test_chains_never_start_from_numbers_that_are_no_spins() -> None:
+    start = _flow_start(SPINS, NoSpins(), 3, 20)
+    assert start.shape == (20, 4, 4)
+    assert start.dtype == np.int8
+    assert SPINS.space.contains(start.reshape(20, -1)).all()
+    # Truncated, the others would be ordered.
+    assert (np.abs(start.sum((1, 2))) < 16).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_chains_in_every_precision_are_exact(precision: str, test_seed: int) -> None:
+    flow = build_flow({"kind": "hierarchical"}, SPINS)
+    generator = torch_generator(4)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    proposal = for_production(flow, precision, "cpu")
+    assert proposal.metadata.dtype == precision
+    settings = replace(SETTINGS, kernel="blocks+flow")
+    store, exact = MemoryStore(), ExactIsing(SPINS)
+    plan = SamplingPlan(64, 300, thermalisation=10, tuning=0, cycles_per_block=10)
+    start = SPINS.start(np.random.default_rng(1), 64, "hot")
+    sample(build_cycle(SPINS, settings, test_seed, proposal), plan, store, lambda: start)
+
+    def observables(spins: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            "neighbours": (spins * np.roll(spins, 1, -1)).mean((-2, -1)),
+            "columns": (spins * np.roll(spins, 1, -2)).mean((-2, -1)),
+            "susceptibility": spins.mean((-2, -1)) ** 2,
+            "magnetisation_abs": np.abs(spins.mean((-2, -1))),
+            "corner": spins[..., 0, 0] * spins[..., 2, 2],
+        }
+
+    scores = []
+    known = observables(exact.states.astype(np.float64))
+    for name, series in observables(store.table("configurations", "spin").astype(np.float64)).items():
+        estimate = gamma_method(series.T).estimate
+        scores.append(z_score(name, estimate.value, exact.expectation(known[name]), estimate.error))
+    assert judge(scores, level=1e-5).passed, scores

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flowmc.flows import load_flow
-from flowmc.testing import EnumeratedIsing
+from flowmc.testing import ExactIsing
 from flowmc.theories import Ising
 from flowmc_analysis.gamma import gamma_method
 from flowmc_analysis.zscores import judge, z_score
@@ -48,7 +48,7 @@ class TestRun:
 
     @pytest.mark.parametrize("kernel", KERNELS)
     def test_every_ensemble_has_the_exact_values(self, kernel: str, finished_ising: Path) -> None:
-        exact = EnumeratedIsing(THEORY)
+        exact = ExactIsing(THEORY)
         field = spins(finished_ising / "out" / f"{kernel}.h5")
         assert field.shape == (200, 8, 4, 4)
 
@@ -151,7 +151,8 @@ class TestSample:
 PHI4 = ('name = "ising"\nshape = [4, 4]\nbeta = 0.4', 'name = "phi4"\nshape = [4, 4]\nm2 = -4.0\nlam = 8.0')
 COUPLING = ('kind = "hierarchical"', 'kind = "coupling"')
 BASELINES = '["heat_bath", "metropolis", "wolff", "swendsen_wang", "blocks+flow"]'
-WITHOUT_ANNEALING = ("annealing = 0.95", "annealing = 0.0")
+WITHOUT_ANNEALING = ("annealing = 0.9", "annealing = 0.0")
+START_FROM = ("[training]", '[training]\nstart_from = "nowhere.safetensors"')
 
 
 def kernel(name: str) -> tuple[str, str]:
@@ -178,15 +179,14 @@ WRONG: dict[str, tuple[list[tuple[str, str]], str]] = {
         'hierarchical flow: kind = "hierarchical"',
     ),
     "blocks of a side that there is not": ([("[sampling]", "[sampling]\nblock_side = 3")], "[1]"),
-    "differentiated draws of spins": ([('objective = "reinforce"\n', "")], "reinforce"),
+    "differentiated draws of spins": ([('objective = "reinforce"', 'objective = "reverse_kl"')], "reinforce"),
     "one draw": ([("batch_size = 64", "batch_size = 1")], "batch_size = 1"),
     "flow proposals first": ([kernel("flow+heat_bath")], "last"),
     "spin flip in a field": ([("beta = 0.4", "beta = 0.4\nfield = 0.1")], "z2 = false"),
     "annealing of real fields": ([PHI4, COUPLING, (BASELINES, "[]")], "annealing"),
-    "a flow to start from that is not there": (
-        [("[training]", '[training]\nstart_from = "nowhere.safetensors"')],
-        "nowhere.safetensors",
-    ),
+    "annealing that ends before the target": ([("annealing = 0.9", "annealing = 0.95")], "target is not reached"),
+    "annealing of weights that were taken over": ([START_FROM], "annealing begins far from the target"),
+    "a flow to start from that is not there": ([START_FROM, WITHOUT_ANNEALING], "does not exist"),
 }
 
 

@@ -47,7 +47,7 @@ def small(tmp_path: Path) -> Path:
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.3)
-    save_flow(path, flow, theory, {"seconds": 1000.0})
+    save_flow(path, flow, {"seconds": 1000.0})
     return path
 
 
@@ -108,6 +108,6 @@ def test_no_flow_file_is_an_error(tmp_path: Path) -> None:
 def test_a_changed_source_is_noticed_on_resumption(small: Path, tmp_path: Path) -> None:
     assert run(16, NETWORKS, small.name, tmp_path, should_stop=lambda: "now") is None
     flow = build_flow(NETWORKS, Ising((8, 8), 0.4), seed=6)
-    save_flow(small, flow, flow.theory, {"seconds": 5.0})
+    save_flow(small, flow, {"seconds": 5.0})
     with pytest.raises(FlowFileError, match="start"):
         run(16, NETWORKS, small.name, tmp_path, resume=True)
