@@ -69,7 +69,7 @@ class TestRun:
         run: Any = ensemble.description.run
         assert run["certificate"]["passed"]
         assert run["training_seconds"] > 0
-        assert set(run["versions"]) == {"flowmc", "numpy", "torch", "jax", "jaxlib", "h5py"}
+        assert set(run["versions"]) == {"flowmc", "numpy", "numba", "torch", "jax", "jaxlib", "h5py"}
 
     def test_kernels_of_one_run_use_different_random_numbers(self, finished: Path) -> None:
         seeds = {
