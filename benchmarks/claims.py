@@ -82,8 +82,8 @@ def write_table(paths: Sequence[Path]) -> str:
         for claim in content["claims"]:
             value = f"{claim['value']:.4g} {claim['unit']}".strip()
             holds = "yes" if claim["holds"] else "**no**"
-            name = claim["name"].replace("|", "\\|")
-            lines.append(f"| {name} | {value} | {claim['spread']} | {claim['target']} | {holds} |")
+            cells = [claim["name"], value, claim["spread"], claim["target"], holds]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         facts = {**content["versions"], **content["machine"]}
         lines += ["", ", ".join(f"{name} {fact}" for name, fact in facts.items()), ""]
     return "\n".join(lines)

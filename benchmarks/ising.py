@@ -132,10 +132,10 @@ def scaling_table(measurements: Sequence[Measurement]) -> Table:
 def show(table: Table) -> None:
     """Print a table in Markdown."""
     print(f"\n### {table.title}\n")
-    print("| " + " | ".join(table.columns) + " |")
-    print("|" + " --- |" * len(table.columns))
-    for row in table.rows:
-        print("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (table.columns, *table.rows)]
+    print(f"| {lines[0]} |\n|" + " --- |" * len(table.columns))
+    for line in lines[1:]:
+        print(f"| {line} |")
     if table.note:
         print(f"\n{table.note}", flush=True)
 
