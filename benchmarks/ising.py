@@ -232,7 +232,7 @@ def scaling_claims(measurements: Sequence[Measurement]) -> list[Claim]:
     where = f"{case.kind}, L = {extents[0]} to {extents[-1]}"
     claims = []
     for what, values, wanted in (
-        ("time", [one.per_configuration for one in large], f"paper: {paper}"),
+        ("time", [one.per_configuration for one in large], f"informative; paper: {paper}"),
         ("memory", [one.megabytes for one in large], "informative"),
     ):
         value, error = exponent(extents, values)
