@@ -289,11 +289,13 @@ def _configurations(saved: list[tuple[int, HybridState]], state: HybridState, na
 def _observe(
     saved: list[tuple[int, HybridState]], state: HybridState, observers: Mapping[str, Observer]
 ) -> dict[str, NDArray[Any]]:
-    tables = {}
-    for name, observer in observers.items():
-        measured = [np.asarray(observer(np.asarray(one.field))) for _, one in saved]
-        tables[name] = np.stack(measured) if measured else _stack([], np.asarray(observer(np.asarray(state.field))))
-    return tables
+    # One configuration after the other: observers of one theory may share what they compute of the array they are given.
+    fields = [np.asarray(one.field) for _, one in saved]
+    rows = [{name: np.asarray(observer(field)) for name, observer in observers.items()} for field in fields]
+    if not rows:
+        last = np.asarray(state.field)
+        return {name: _stack([], np.asarray(observer(last))) for name, observer in observers.items()}
+    return {name: np.stack([row[name] for row in rows]) for name in observers}
 
 
 def _history(

@@ -16,16 +16,18 @@ from __future__ import annotations
 from flowmc.testing.exactness import ExactStart, acceptance_probabilities, counts_p_value, exact_start_scores
 from flowmc.testing.flows import FlowContract
 from flowmc.testing.kernels import KernelContract
+from flowmc.testing.links import gauge_start, schwinger_draws, u1_draws
 from flowmc.testing.proposals import BlockProposalContract, GaussianProposal, ProposalContract
 from flowmc.testing.spins import ExactIsing, enumerate_spins, ising_start, transfer_matrix_draws
 from flowmc.testing.stores import StoreContract
-from flowmc.testing.theories import ScalarTheoryContract, SmoothTheoryContract, TheoryContract
+from flowmc.testing.theories import GaugeTheoryContract, ScalarTheoryContract, SmoothTheoryContract, TheoryContract
 
 __all__ = [
     "BlockProposalContract",
     "ExactIsing",
     "ExactStart",
     "FlowContract",
+    "GaugeTheoryContract",
     "GaussianProposal",
     "KernelContract",
     "ProposalContract",
@@ -37,6 +39,9 @@ __all__ = [
     "counts_p_value",
     "enumerate_spins",
     "exact_start_scores",
+    "gauge_start",
     "ising_start",
+    "schwinger_draws",
     "transfer_matrix_draws",
+    "u1_draws",
 ]

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from flowmc.errors import LatticeMismatchError
-from flowmc.theories import ScalarTheory, SmoothTheory, Theory, from_description
+from flowmc.testing.links import gauge_transformed
+from flowmc.theories import GaugeTheory2D, ScalarTheory, SmoothTheory, Theory, from_description
 from flowmc.theories.base import STARTS
 
-__all__ = ["ScalarTheoryContract", "SmoothTheoryContract", "TheoryContract"]
+__all__ = ["GaugeTheoryContract", "ScalarTheoryContract", "SmoothTheoryContract", "TheoryContract"]
 
 
 class TheoryContract:
@@ -67,6 +68,21 @@ class TheoryContract:
             by_jax = jax.jit(identity)(jnp.asarray(field))
             np.testing.assert_allclose(by_jax, reference, rtol=1e-11, atol=1e-11, err_msg=name)
 
+    def test_internal_axes_are_those_beside_the_lattice(self, theory: Theory) -> None:
+        assert len(theory.shape) + len(theory.internal_axes) == len(theory.field_shape)
+        assert theory.field_shape[: len(theory.shape)] == theory.shape
+
+    def test_observers_measure_each_configuration(self, theory: Theory, field: NDArray[Any]) -> None:
+        observers = theory.observers()
+        assert not observers.keys() & theory.identities().keys()
+        for name, observer in observers.items():
+            measured = observer(field)
+            assert measured.shape[0] == 5, name
+            assert measured.dtype == np.float64, name
+            assert np.isfinite(measured).all(), name
+            np.testing.assert_allclose(observer(field[1:3]), measured[1:3], rtol=1e-11, atol=1e-11, err_msg=name)
+            np.testing.assert_array_equal(observer(field), measured, err_msg=name)
+
     def test_description_rebuilds_the_theory(self, theory: Theory) -> None:
         assert from_description(theory.describe()) == theory
         assert hash(from_description(theory.describe())) == hash(theory)
@@ -104,8 +120,14 @@ class SmoothTheoryContract(TheoryContract):
         leaf = torch.tensor(field, requires_grad=True)
         (gradient,) = torch.autograd.grad(theory.action(leaf).sum(), leaf)
         np.testing.assert_allclose(theory.force(field), -gradient.numpy(), rtol=1e-11, atol=1e-11)
-        by_jax = jax.grad(lambda x: theory.action(x).sum())(jnp.asarray(field))
+        by_jax = jax.jit(jax.grad(lambda x: theory.action(x).sum()))(jnp.asarray(field))
         np.testing.assert_allclose(jax.jit(theory.force)(jnp.asarray(field)), -by_jax, rtol=1e-11, atol=1e-11)
+
+    def test_action_and_force_are_the_action_and_the_force(self, theory: SmoothTheory, field: NDArray[Any]) -> None:
+        by_jax = jax.jit(theory.action_and_force)(jnp.asarray(field))
+        for action, force in (theory.action_and_force(field), theory.action_and_force(torch.tensor(field)), by_jax):
+            np.testing.assert_allclose(action, theory.action(field), rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(force, theory.force(field), rtol=1e-11, atol=1e-11)
 
     def test_force_has_the_type_of_the_field(self, theory: SmoothTheory, field: NDArray[Any]) -> None:
         assert theory.force(field.astype(np.float32)).dtype == np.float32
@@ -123,3 +145,57 @@ class ScalarTheoryContract(SmoothTheoryContract):
         expected = -(field * theory.force(field)).reshape(5, -1).sum(1)
         np.testing.assert_allclose(theory.virial(field), expected, rtol=1e-12)
         assert "virial" in theory.identities()
+
+
+class GaugeTheoryContract(SmoothTheoryContract):
+    """Tests of a `GaugeTheory2D`; provide the fixture ``theory``."""
+
+    @pytest.fixture
+    def theory(self) -> GaugeTheory2D:
+        """Return the theory under test."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def same(self, field: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return fields that a symmetry makes equivalent to ``field``, by its name."""
+        generator = np.random.default_rng(11)
+        turns = 2 * np.pi * generator.integers(-3, 4, field.shape)
+        # x → −x: the spatial link from x to x+1 becomes the one from −x−1 to −x, reversed.
+        mirrored = np.roll(field[:, :, ::-1], 1, axis=2)
+        mirrored[..., 1] = -np.roll(mirrored[..., 1], -1, axis=2)
+        return {
+            "gauge": gauge_transformed(field, generator.uniform(-np.pi, np.pi, field.shape[:-1])),
+            "turns": field + turns,
+            "charge conjugation": -field,
+            "reflection": mirrored,
+        }
+
+    def test_symmetries_of_the_action(
+        self, theory: GaugeTheory2D, field: NDArray[Any], same: dict[str, NDArray[Any]]
+    ) -> None:
+        for symmetry, other in same.items():
+            np.testing.assert_allclose(theory.action(other), theory.action(field), rtol=1e-11, err_msg=symmetry)
+
+    def test_symmetries_of_identities_and_observers(
+        self, theory: GaugeTheory2D, field: NDArray[Any], same: dict[str, NDArray[Any]]
+    ) -> None:
+        for name, function in {**theory.identities(), **theory.observers()}.items():
+            for symmetry, other in same.items():
+                expected = function(field)
+                np.testing.assert_allclose(
+                    function(other), expected, rtol=1e-9, atol=1e-9, err_msg=f"{name} {symmetry}"
+                )
+
+    def test_force_is_gauge_invariant_and_periodic(
+        self, theory: GaugeTheory2D, field: NDArray[Any], same: dict[str, NDArray[Any]]
+    ) -> None:
+        force = theory.force(field)
+        np.testing.assert_allclose(theory.force(same["gauge"]), force, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(theory.force(same["turns"]), force, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(theory.force(same["charge conjugation"]), -force, rtol=1e-9, atol=1e-9)
+
+    def test_force_has_no_divergence(self, theory: GaugeTheory2D, field: NDArray[Any]) -> None:
+        # Gauge invariance, site by site: Σ_μ [F_μ(x) − F_μ(x−μ)] = 0.
+        force = theory.force(field)
+        behind = [np.roll(force[..., direction], 1, axis=1 + direction) for direction in (0, 1)]
+        np.testing.assert_allclose(force.sum(-1), sum(behind), rtol=1e-10, atol=1e-10)

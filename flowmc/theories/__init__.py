@@ -7,28 +7,36 @@ from typing import Any
 
 from flowmc.errors import ConfigError
 from flowmc.theories.base import ScalarTheory, SmoothTheory, Theory
+from flowmc.theories.callable import CallableTheory
 from flowmc.theories.free import FreeScalar
 from flowmc.theories.ising import Ising
 from flowmc.theories.phi4 import Phi4
-from flowmc.theories.spaces import SPACES, ContinuousSpace, FieldSpace, RealSpace, SpinSpace
+from flowmc.theories.schwinger import Schwinger
+from flowmc.theories.spaces import SPACES, AngleSpace, ContinuousSpace, FieldSpace, RealSpace, SpinSpace
+from flowmc.theories.u1 import GaugeTheory2D, U1Gauge2D
 
 __all__ = [
     "SPACES",
     "THEORIES",
+    "AngleSpace",
+    "CallableTheory",
     "ContinuousSpace",
     "FieldSpace",
     "FreeScalar",
+    "GaugeTheory2D",
     "Ising",
     "Phi4",
     "RealSpace",
     "ScalarTheory",
+    "Schwinger",
     "SmoothTheory",
     "SpinSpace",
     "Theory",
+    "U1Gauge2D",
     "from_description",
 ]
 
-THEORIES: dict[str, type[Theory]] = {theory.name: theory for theory in (FreeScalar, Ising, Phi4)}
+THEORIES: dict[str, type[Theory]] = {theory.name: theory for theory in (FreeScalar, Ising, Phi4, Schwinger, U1Gauge2D)}
 """Every theory by its name in run descriptions and files."""
 
 
@@ -45,6 +53,12 @@ def from_description(description: Mapping[str, Any]) -> Theory:
     """
     couplings = dict(description)
     name = couplings.pop("name", None)
+    if name == CallableTheory.name:
+        raise ConfigError(
+            got=f"a theory whose action is a Python function, {couplings.get('label')!r}",
+            expected="a theory that is made of its couplings; the function itself is in no file",
+            fix="build the CallableTheory in Python and pass it, for example load_flow(path, theory)",
+        )
     if name not in THEORIES:
         raise ConfigError(
             got=f"theory name {name!r}", expected=f"one of {sorted(THEORIES)}", fix="correct `name` in the theory"

@@ -41,6 +41,8 @@ class Theory(abc.ABC):
     name: ClassVar[str]
     convention: ClassVar[str]
     space: ClassVar[FieldSpace]
+    internal_axes: ClassVar[tuple[str, ...]] = ()
+    """Names of the field's axes after those of the lattice."""
     shape: tuple[int, ...]
 
     @property
@@ -74,6 +76,14 @@ class Theory(abc.ABC):
         They are measured during production under these names, and judged by the analysis, which knows the expectation
         that belongs to each name (`flowmc_analysis.monitors`): a check of the whole chain that needs no reference value.
         """
+
+    def observers(self) -> Mapping[str, Callable[[Array], Array]]:
+        """Return functions of a NumPy batch of fields, (n, ...) each, that are measured during production.
+
+        They are for what needs an operator of the theory, as a propagator does; what follows from the fields alone is
+        left to the analysis of the stored configurations. By default there are none.
+        """
+        return {}
 
     def annealed(self, fraction: float) -> Theory:
         """Return the theory at a fraction of the way from a trivial one, for training that approaches the target.
@@ -126,6 +136,10 @@ class SmoothTheory(Theory):
     @abc.abstractmethod
     def force(self, field: Array) -> Array:
         """Return −∂S/∂φ, shape and type of ``field``."""
+
+    def action_and_force(self, field: Array) -> tuple[Array, Array]:
+        """Return `action` and `force`; a theory for which both together cost less than each alone overrides this."""
+        return self.action(field), self.force(field)
 
 
 class ScalarTheory(SmoothTheory):

@@ -7,6 +7,7 @@ momenta to move along; kernels that need them ask for a `ContinuousSpace` before
 from __future__ import annotations
 
 import abc
+from math import pi
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from flowmc.arrays import Array, batch_axes, namespace
 
-__all__ = ["SPACES", "ContinuousSpace", "FieldSpace", "RealSpace", "SpinSpace"]
+__all__ = ["SPACES", "AngleSpace", "ContinuousSpace", "FieldSpace", "RealSpace", "SpinSpace", "wrapped"]
 
 
 class FieldSpace(abc.ABC):
@@ -54,27 +55,32 @@ class ContinuousSpace(FieldSpace):
         """Move a batch of fields along their momenta by a fictitious time ``step``."""
 
 
-class RealSpace(ContinuousSpace):
-    """Real fields: flat space, Gaussian momenta, S_kin = ½ Σ_x π²."""
+class _GaussianMomenta(ContinuousSpace):
+    """A space whose tangent at every point is the real line: standard normal momenta, S_kin = ½ Σ π²."""
 
-    name = "real"
-    field_name = "phi"
     dtype = np.dtype(np.float64)
-    bounded = False
-
-    def contains(self, field: Array) -> Array:
-        """Return whether all numbers are finite."""
-        xp = namespace(field)
-        return xp.all(xp.isfinite(field), axis=-1)
 
     def draw_momentum(self, key: jax.Array, field: jax.Array) -> jax.Array:
         """Draw standard normal momenta."""
         return jax.random.normal(key, field.shape, dtype=field.dtype)
 
     def kinetic_energy(self, momentum: Array) -> Array:
-        """Return ½ Σ_x π², shape (n,)."""
+        """Return ½ Σ π², shape (n,)."""
         xp = namespace(momentum)
         return 0.5 * xp.sum(momentum * momentum, axis=batch_axes(momentum.shape[1:]), dtype=xp.float64)
+
+
+class RealSpace(_GaussianMomenta):
+    """Real fields: flat space with the measure Π_x dφ(x)."""
+
+    name = "real"
+    field_name = "phi"
+    bounded = False
+
+    def contains(self, field: Array) -> Array:
+        """Return whether all numbers are finite."""
+        xp = namespace(field)
+        return xp.all(xp.isfinite(field), axis=-1)
 
     def drift(self, field: Array, momentum: Array, step: Array) -> Array:
         """Return φ + ε π."""
@@ -83,6 +89,36 @@ class RealSpace(ContinuousSpace):
     def start(self, generator: np.random.Generator, n: int, shape: tuple[int, ...], kind: str) -> NDArray[np.float64]:
         """Return zero fields ("cold") or standard normal ones ("hot"), (n, *shape)."""
         return np.zeros((n, *shape)) if kind == "cold" else generator.standard_normal((n, *shape))
+
+
+class AngleSpace(_GaussianMomenta):
+    """Angles in radians, which mean the same modulo 2π: the group U(1) with its Haar measure Π dθ / 2π.
+
+    Any real number is an angle; moves bring it back to [−π, π), where chains keep their fields.
+    """
+
+    name = "angle"
+    field_name = "angle"
+    bounded = True
+
+    def contains(self, field: Array) -> Array:
+        """Return whether all numbers are finite."""
+        xp = namespace(field)
+        return xp.all(xp.isfinite(field), axis=-1)
+
+    def drift(self, field: Array, momentum: Array, step: Array) -> Array:
+        """Return θ + ε π, brought back to [−π, π)."""
+        return wrapped(field + step * momentum)
+
+    def start(self, generator: np.random.Generator, n: int, shape: tuple[int, ...], kind: str) -> NDArray[np.float64]:
+        """Return zero angles ("cold") or uniform ones ("hot"), (n, *shape)."""
+        return np.zeros((n, *shape)) if kind == "cold" else generator.uniform(-pi, pi, (n, *shape))
+
+
+def wrapped(angle: Array) -> Array:
+    """Return angles brought to [−π, π), same shape and type; differentiable with slope one."""
+    xp = namespace(angle)
+    return angle - 2 * pi * xp.floor((angle + pi) / (2 * pi))
 
 
 class SpinSpace(FieldSpace):
@@ -106,5 +142,5 @@ class SpinSpace(FieldSpace):
         return random
 
 
-SPACES: dict[str, FieldSpace] = {space.name: space for space in (RealSpace(), SpinSpace())}
+SPACES: dict[str, FieldSpace] = {space.name: space for space in (AngleSpace(), RealSpace(), SpinSpace())}
 """Every space by its name in the metadata of proposals."""

@@ -130,7 +130,7 @@ def sample_ensemble(
             settings.plan,
             writer,
             start,
-            observers=config.theory.identities(),
+            observers={**config.theory.identities(), **config.theory.observers()},
             should_stop=should_stop,
             on_block=on_block,
         )
@@ -175,7 +175,7 @@ def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[
     parameters["device"] = settings.device
     parameters["run_seed"] = settings.seed
     parameters["start"] = settings.start_from or settings.start
-    if "hmc" in cycle.kinds:
+    if {"hmc", "pseudofermion_hmc"} & set(cycle.kinds):
         parameters["tuning"] = {"step_size": settings.step_size, "target_acceptance": settings.target_acceptance}
     return {
         "seed": seed,
@@ -184,6 +184,7 @@ def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[
         "n_chains": plan.chains,
         "field_name": cycle.theory.space.field_name,
         "field_dtype": cycle.theory.space.dtype,
+        "internal_axes": cycle.theory.internal_axes,
         "thermalisation_updates": plan.thermalisation * cycle.n_updates,
         "freeze_update": plan.tuning * cycle.n_updates,
         "flow_sha256": next((part["flow_sha256"] for part in cycle.describe().values() if "flow_sha256" in part), ""),

@@ -7,15 +7,19 @@ import pytest
 
 import flowmc.theories as public
 from flowmc.errors import ConfigError, ParameterError
-from flowmc.testing import ScalarTheoryContract, TheoryContract
+from flowmc.testing import GaugeTheoryContract, ScalarTheoryContract, TheoryContract
 from flowmc.theories import (
     THEORIES,
+    CallableTheory,
     FreeScalar,
+    GaugeTheory2D,
     Ising,
     Phi4,
     ScalarTheory,
+    Schwinger,
     SmoothTheory,
     Theory,
+    U1Gauge2D,
     from_description,
 )
 from flowmc_analysis.exact import free_scalar_log_z
@@ -35,7 +39,16 @@ DISCRETE: list[Theory] = [
     Ising((3, 2, 4), beta=0.2, coupling=-1.5),
     Ising((2, 3, 2, 2), beta=1.1, coupling=0.5, field=-0.2),
 ]
-EXAMPLES = [*SMOOTH, *DISCRETE]
+GAUGE: list[GaugeTheory2D] = [
+    U1Gauge2D((4, 6), beta=2.0),
+    U1Gauge2D((2, 3), beta=0.7),
+    Schwinger((4, 4), beta=2.0, kappa=0.276),
+    Schwinger((6, 2), beta=1.0, kappa=0.2, n_flavours=3),
+    Schwinger((3, 4), beta=1.5, kappa=0.25, n_flavours=1),
+]
+EXAMPLES = [*SMOOTH, *DISCRETE, *GAUGE]
+# Not in run descriptions: what is abstract, and actions of the user's own, which have tests of their own.
+NOT_NAMED = {Theory, SmoothTheory, ScalarTheory, GaugeTheory2D, CallableTheory}
 
 
 def test_every_public_theory_is_tested() -> None:
@@ -43,7 +56,7 @@ def test_every_public_theory_is_tested() -> None:
     classes = {
         value
         for value in vars(public).values()
-        if isinstance(value, type) and issubclass(value, Theory) and value not in {Theory, SmoothTheory, ScalarTheory}
+        if isinstance(value, type) and issubclass(value, Theory) and value not in NOT_NAMED
     }
     assert classes == set(THEORIES.values())
 
@@ -63,6 +76,15 @@ class TestScalarContract(ScalarTheoryContract):
     def theory(self, request: pytest.FixtureRequest) -> ScalarTheory:
         theory = request.param
         assert isinstance(theory, ScalarTheory)
+        return theory
+
+
+@pytest.mark.parametrize("theory", GAUGE, ids=repr)
+class TestGaugeContract(GaugeTheoryContract):
+    @pytest.fixture
+    def theory(self, request: pytest.FixtureRequest) -> GaugeTheory2D:
+        theory = request.param
+        assert isinstance(theory, GaugeTheory2D)
         return theory
 
 
@@ -168,6 +190,13 @@ def test_free_scalar_draws_have_the_exact_log_density(rng: np.random.Generator) 
         (lambda: Phi4.from_kappa((4, 4), -0.1, 1.0), "kappa = -0.1"),
         (lambda: Phi4.from_beta((4, 4), 0.0, 1.0), "beta = 0.0"),
         (lambda: FreeScalar((4, 4), 0.0), "mass = 0"),
+        (lambda: U1Gauge2D((4, 4), 0.0), "beta = 0"),
+        (lambda: U1Gauge2D((4, 4, 4), 1.0), "[4, 4, 4]"),
+        (lambda: Schwinger((4, 4), -1.0, 0.2), "beta = -1"),
+        (lambda: Schwinger((4, 4), 1.0, -0.2), "kappa = -0.2"),
+        (lambda: Schwinger((4, 4), 1.0, float("inf")), "kappa = inf"),
+        (lambda: Schwinger((4, 4), 1.0, 0.2, 0), "n_flavours = 0"),
+        (lambda: Schwinger((4, 4), 1.0, 0.2, 1.5), "n_flavours = 1.5"),  # type: ignore[arg-type]
     ],
 )
 def test_meaningless_couplings_are_refused(build: object, word: str) -> None:
