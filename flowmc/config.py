@@ -27,13 +27,13 @@ from flowmc.training import TrainingConfig
 
 __all__ = ["KERNELS", "BaselineConfig", "EnsembleConfig", "RunConfig", "SamplingConfig", "parse_run", "read_run"]
 
-KERNELS = ("hmc", "heat_bath", "metropolis", "wolff", "swendsen_wang", "blocks", "flow")
+KERNELS = ("hmc", "pseudofermion_hmc", "heat_bath", "metropolis", "wolff", "swendsen_wang", "blocks", "flow")
 """What a cycle may be made of; several are joined by "+", flow proposals last."""
-HYBRIDS = {"real": "hmc+flow", "spin": "heat_bath+flow"}
+HYBRIDS = {"real": "hmc+flow", "angle": "hmc+flow", "spin": "heat_bath+flow"}
 """What the kernel "hybrid" stands for, by the space of the field."""
 STARTS = ("auto", "cold", "hot", "flow")
 PRECISIONS = ("float64", "float32")
-BASELINES = {"real": "hmc", "spin": "metropolis"}
+BASELINES = {"real": "hmc", "angle": "hmc", "spin": "metropolis"}
 SECTIONS = ("theory", "flow", "training", "sampling", "baseline", "ensemble")
 
 
@@ -61,7 +61,7 @@ class SamplingConfig:
     save_every
         Cycles between stored configurations.
     hmc_trajectories
-        HMC trajectories in a cycle.
+        Trajectories in a cycle, of "hmc" and "pseudofermion_hmc".
     flow_proposals
         Flow proposals in a cycle.
     sweeps
@@ -80,6 +80,8 @@ class SamplingConfig:
         Molecular-dynamics step; the first guess of the tuner where ``tuning`` > 0.
     target_acceptance
         Acceptance of trajectories that the tuner aims at.
+    solver_tolerance
+        Relative residual to which "pseudofermion_hmc" solves for the pseudofermions.
     start
         "auto" (flow draws where there is a flow, else hot), "cold", "hot" or "flow".
     start_from
@@ -110,6 +112,7 @@ class SamplingConfig:
     trajectory_length: float = 1.0
     step_size: float = 0.1
     target_acceptance: float = 0.85
+    solver_tolerance: float = 1e-10
     start: str = "auto"
     start_from: str = ""
     precision: str = "float64"
@@ -124,12 +127,11 @@ class SamplingConfig:
                 raise ParameterError(
                     got=f"{name} = {getattr(self, name)!r}", expected=f"one of {list(known)}", fix=f"correct `{name}`"
                 )
-        if not 0 < self.target_acceptance < 1:
-            raise ParameterError(
-                got=f"target_acceptance = {self.target_acceptance}",
-                expected="a number between 0 and 1",
-                fix="correct it",
-            )
+        for name in ("target_acceptance", "solver_tolerance"):
+            if not 0 < getattr(self, name) < 1:
+                raise ParameterError(
+                    got=f"{name} = {getattr(self, name)}", expected="a number between 0 and 1", fix="correct it"
+                )
         numbers = ["hmc_trajectories", "flow_proposals", "sweeps", "cluster_updates", "block_moves"]
         for name in [*numbers, "trajectory_length", "step_size", "threads"]:
             if not getattr(self, name) > 0:
@@ -156,7 +158,7 @@ class SamplingConfig:
             chains=self.chains,
             cycles=self.cycles,
             thermalisation=self.thermalisation,
-            tuning=self.tuning if {"hmc", "hybrid"} & set(self.kernel.split("+")) else 0,
+            tuning=self.tuning if {"hmc", "pseudofermion_hmc", "hybrid"} & set(self.kernel.split("+")) else 0,
             cycles_per_block=self.cycles_per_block,
             save_every=self.save_every,
         )

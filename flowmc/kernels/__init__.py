@@ -7,10 +7,12 @@ from flowmc.kernels.base import CycleMember, HybridState, Updates
 from flowmc.kernels.blocks import BlockMoves
 from flowmc.kernels.cluster import ClusterKernel, ClusterUpdates
 from flowmc.kernels.cycle import Cycle, CycleUpdates
-from flowmc.kernels.hmc import HMC, HMCInfo, Trajectories
+from flowmc.kernels.hmc import HMC, HMCInfo, Trajectories, TrajectoryKernel
 from flowmc.kernels.independence import FlowProposals, Independence, IndependenceInfo, Proposals
 from flowmc.kernels.integrators import INTEGRATORS, Phase, leapfrog, minimum_norm
-from flowmc.kernels.local import Checkerboard, LocalUpdates
+from flowmc.kernels.links import LinkMetropolis
+from flowmc.kernels.local import Checkerboard, LocalKernel, LocalUpdates
+from flowmc.kernels.pseudofermion import PseudofermionHMC
 from flowmc.kernels.tuning import StepSizeTuner
 
 __all__ = [
@@ -28,11 +30,15 @@ __all__ = [
     "HybridState",
     "Independence",
     "IndependenceInfo",
+    "LinkMetropolis",
+    "LocalKernel",
     "LocalUpdates",
     "Phase",
     "Proposals",
+    "PseudofermionHMC",
     "StepSizeTuner",
     "Trajectories",
+    "TrajectoryKernel",
     "Updates",
     "accept",
     "leapfrog",

@@ -6,11 +6,11 @@ point is accepted with probability min(1, exp(−ΔH)) (Duane et al., Phys. Lett
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, isfinite
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ from flowmc.kernels.base import CycleMember, HybridState, Updates
 from flowmc.kernels.integrators import INTEGRATORS, Phase
 from flowmc.kernels.tuning import StepSizeTuner
 from flowmc.seeds import jax_key
-from flowmc.theories import SmoothTheory, Theory
+from flowmc.theories import ContinuousSpace, SmoothTheory, Theory
 
-__all__ = ["HMC", "HMCInfo", "Trajectories"]
+__all__ = ["HMC", "HMCInfo", "Trajectories", "TrajectoryKernel"]
 
 # Longest tuned trajectory, in steps: a target acceptance that is out of reach must not stall the run.
 MOST_STEPS = 1000
@@ -37,6 +37,102 @@ class HMCInfo(NamedTuple):
     accepted: jax.Array
     delta_H: jax.Array
     """H at the end minus H at the start, float64; +inf or NaN if the trajectory diverged."""
+
+
+class TrajectoryKernel(Protocol):
+    """What `Trajectories` needs of a kernel, a frozen dataclass whose updates are trajectories."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the kernel in run descriptions and in the ensemble's history."""
+
+    @property
+    def theory(self) -> SmoothTheory:
+        """The theory whose distribution the kernel keeps."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Entries of the state that must be valid before; see `flowmc.kernels.base.CycleMember`."""
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """Entries of the state that are valid afterwards."""
+
+    def step(
+        self, key: jax.Array, state: HybridState, step_size: jax.Array | float, n_steps: jax.Array | int
+    ) -> tuple[HybridState, HMCInfo]:
+        """Run one trajectory of every chain."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the kernel's parameters as plain data."""
+
+
+def check_integrator(name: str) -> None:
+    """Check that there is an integrator of this name.
+
+    Raises
+    ------
+    ParameterError
+        If there is none.
+    """
+    if name not in INTEGRATORS:
+        raise ParameterError(
+            got=f"integrator {name!r}", expected=f"one of {sorted(INTEGRATORS)}", fix="correct `integrator`"
+        )
+
+
+def trajectory(
+    key: jax.Array,
+    space: ContinuousSpace,
+    integrator: str,
+    potential: Callable[[jax.Array], jax.Array],
+    force: Callable[[jax.Array], jax.Array],
+    start: Phase,
+    start_potential: jax.Array,
+    step_size: jax.Array,
+    n_steps: jax.Array,
+) -> tuple[Phase, jax.Array, HMCInfo]:
+    """Draw momenta, integrate the equations of motion of a potential, and decide about the end point.
+
+    Parameters
+    ----------
+    key
+        Typed JAX key.
+    space
+        The space of the field.
+    integrator
+        A name in `flowmc.kernels.integrators.INTEGRATORS`.
+    potential, force
+        Map fields (chains, *field_shape) to the potential, (chains,), and to minus its slope, shape of the field.
+    start
+        Starting fields and the force there; the momenta are overwritten.
+    start_potential
+        The potential there, (chains,).
+    step_size, n_steps
+        Step of the trajectory and their number.
+
+    Returns
+    -------
+    The end points, the potential there, and whether they are accepted.
+    """
+    momentum_key, accept_key = jax.random.split(key)
+    momentum = space.draw_momentum(momentum_key, start.field)
+    end = INTEGRATORS[integrator](space, force, start._replace(momentum=momentum), step_size, n_steps)
+    end_potential = potential(end.field)
+    energy = space.kinetic_energy(momentum) + start_potential
+    end_energy = space.kinetic_energy(end.momentum) + end_potential
+    log_u = jnp.log(jax.random.uniform(accept_key, end_potential.shape, dtype=jnp.float64))
+    accepted = accept(log_ratio(-end_energy, -energy), log_u)
+    return end, end_potential, HMCInfo(accepted, end_energy - energy)
+
+
+def moved_state(state: HybridState, accepted: jax.Array, **reached: jax.Array) -> HybridState:
+    """Return the state with the named entries, (chains, ...), replaced in the chains that accepted."""
+
+    def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(accepted.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return state._replace(**{name: chosen(new, getattr(state, name)) for name, new in reached.items()})
 
 
 @dataclass(frozen=True)
@@ -59,6 +155,10 @@ class HMC:
     theory: SmoothTheory
     integrator: str = "minimum_norm"
 
+    kind: ClassVar[str] = "hmc"
+    needs: ClassVar[frozenset[str]] = frozenset({"action", "force"})
+    leaves: ClassVar[frozenset[str]] = frozenset({"action", "force"})
+
     def __post_init__(self) -> None:
         if not isinstance(self.theory, SmoothTheory):
             raise ParameterError(
@@ -66,12 +166,7 @@ class HMC:
                 expected="a theory with a force, of a continuous field",
                 fix='choose another kernel: "heat_bath", "metropolis", "wolff" or "swendsen_wang" for spins',
             )
-        if self.integrator not in INTEGRATORS:
-            raise ParameterError(
-                got=f"integrator {self.integrator!r}",
-                expected=f"one of {sorted(INTEGRATORS)}",
-                fix="correct `integrator`",
-            )
+        check_integrator(self.integrator)
 
     def init(self, field: jax.Array) -> HybridState:
         """Return the state of chains at these fields, (chains, *field_shape), in float64; log q is left at zero."""
@@ -96,30 +191,33 @@ class HMC:
         n_steps
             Steps of the trajectory.
         """
-        theory, space = self.theory, self.theory.space
-        momentum_key, accept_key = jax.random.split(key)
-        momentum = space.draw_momentum(momentum_key, state.field)
-        end = INTEGRATORS[self.integrator](
-            space, theory.force, Phase(state.field, momentum, state.force), jnp.asarray(step_size), jnp.asarray(n_steps)
+        theory = self.theory
+        end, action, info = trajectory(
+            key,
+            theory.space,
+            self.integrator,
+            theory.action,
+            theory.force,
+            Phase(state.field, jnp.zeros_like(state.field), state.force),
+            state.action,
+            jnp.asarray(step_size),
+            jnp.asarray(n_steps),
         )
-        action = theory.action(end.field)
-        energy = space.kinetic_energy(momentum) + state.action
-        end_energy = space.kinetic_energy(end.momentum) + action
-        log_u = jnp.log(jax.random.uniform(accept_key, action.shape, dtype=jnp.float64))
-        accepted = accept(log_ratio(-end_energy, -energy), log_u)
-        wide = accepted.reshape(-1, *[1] * len(theory.field_shape))
-        moved = HybridState(
-            jnp.where(wide, end.field, state.field),
-            jnp.where(accepted, action, state.action),
-            jnp.where(wide, end.force, state.force),
-            state.log_q,
-        )
-        return moved, HMCInfo(accepted, end_energy - energy)
+        return moved_state(state, info.accepted, field=end.field, action=action, force=end.force), info
+
+    def describe(self) -> dict[str, Any]:
+        """Return the integrator."""
+        return {"integrator": self.integrator}
 
 
 @partial(jax.jit, static_argnames=("kernel", "n_trajectories"))
 def _trajectories(
-    kernel: HMC, key: jax.Array, state: HybridState, step_size: jax.Array, n_steps: jax.Array, n_trajectories: int
+    kernel: TrajectoryKernel,
+    key: jax.Array,
+    state: HybridState,
+    step_size: jax.Array,
+    n_steps: jax.Array,
+    n_trajectories: int,
 ) -> tuple[HybridState, tuple[HMCInfo, jax.Array]]:
     def body(carry: HybridState, number: jax.Array) -> tuple[HybridState, tuple[HMCInfo, jax.Array]]:
         carry, info = kernel.step(jax.random.fold_in(key, number), carry, step_size, n_steps)
@@ -135,9 +233,9 @@ class Trajectories:
     Parameters
     ----------
     kernel
-        The kernel.
+        The kernel, `HMC` or another one that moves along trajectories.
     seed
-        Seed of the run; trajectory i of cycle c uses the key (seed, "hmc", c, i).
+        Seed of the run; trajectory i of cycle c uses the key (seed, kind, c, i).
     n_updates
         Trajectories in one cycle.
     trajectory_length
@@ -155,17 +253,13 @@ class Trajectories:
         If a length or a number is not positive.
     """
 
-    kernel: HMC
+    kernel: TrajectoryKernel
     seed: int
     n_updates: int
     trajectory_length: float
     step_size: float
     n_steps: int
     tuner: StepSizeTuner | None
-
-    kind = "hmc"
-    needs = frozenset({"action", "force"})
-    leaves = frozenset({"action", "force"})
 
     def __post_init__(self) -> None:
         for name in ("n_updates", "trajectory_length", "step_size", "n_steps"):
@@ -176,7 +270,7 @@ class Trajectories:
     @classmethod
     def build(
         cls,
-        kernel: HMC,
+        kernel: TrajectoryKernel,
         seed: int,
         n_updates: int,
         *,
@@ -202,6 +296,21 @@ class Trajectories:
         return cls(kernel, seed, n_updates, trajectory_length, trajectory_length / n_steps, n_steps, tuner)
 
     @property
+    def kind(self) -> str:
+        """Name of the kernel."""
+        return self.kernel.kind
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Entries of the state that must be valid before."""
+        return self.kernel.needs
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """Entries of the state that are valid afterwards."""
+        return self.kernel.leaves
+
+    @property
     def theory(self) -> Theory:
         """The theory whose distribution the kernel keeps."""
         return self.kernel.theory
@@ -213,7 +322,7 @@ class Trajectories:
         """Run the trajectories of one cycle."""
         state, (info, action) = _trajectories(
             self.kernel,
-            jax_key(self.seed, "hmc", cycle),
+            jax_key(self.seed, self.kind, cycle),
             state,
             np.float64(self.step_size),
             np.int64(self.n_steps),
@@ -253,9 +362,9 @@ class Trajectories:
         return replace(self, step_size=step_size, n_steps=n_steps, tuner=tuner)
 
     def describe(self) -> dict[str, Any]:
-        """Return integrator, trajectory length and number of trajectories."""
+        """Return the kernel's parameters, trajectory length and number of trajectories."""
         return {
-            "integrator": self.kernel.integrator,
+            **self.kernel.describe(),
             "trajectory_length": self.trajectory_length,
             "trajectories_per_cycle": self.n_updates,
         }

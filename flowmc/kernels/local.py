@@ -1,4 +1,4 @@
-"""Local updates of Ising spins on the checkerboard: heat bath and Metropolis.
+"""Local updates: sweeps of any kind as members of a cycle, and heat bath and Metropolis for Ising spins.
 
 The neighbours of an even site are odd, so that all spins of one sublattice can be updated at once while the other one
 stands still. With the local field a(x) = β (J Σ_μ [s(x+μ) + s(x−μ)] + h) a spin is flipped with probability
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from flowmc.lattice import checkerboard
 from flowmc.seeds import jax_key
 from flowmc.theories import Ising, Theory
 
-__all__ = ["LOCAL_RULES", "Checkerboard", "LocalInfo", "LocalRule", "LocalUpdates"]
+__all__ = ["LOCAL_RULES", "Checkerboard", "LocalInfo", "LocalKernel", "LocalRule", "LocalUpdates"]
 
 # ρ: far enough from one that no chain gets stuck, near enough that Metropolis remains faster than the heat bath.
 PROPOSED = 0.9
@@ -65,9 +65,27 @@ class LocalInfo(NamedTuple):
     """Diagnostics of one sweep, each of shape (chains,)."""
 
     moved: jax.Array
-    """Whether any spin differs from what it was before the sweep."""
+    """Whether any number of the field differs from what it was before the sweep."""
     acceptance: jax.Array
-    """Metropolis: accepted flips over proposed ones; heat bath: one, for it draws spins and rejects none."""
+    """Metropolis: accepted changes over proposed ones; heat bath: one, for it draws spins and rejects none."""
+
+
+class LocalKernel(Protocol):
+    """What `LocalUpdates` needs of a kernel, a frozen dataclass whose updates are sweeps over the lattice."""
+
+    @property
+    def theory(self) -> Theory:
+        """The theory whose distribution the kernel keeps."""
+
+    @property
+    def rule(self) -> str:
+        """Name of the kernel in run descriptions and in the ensemble's history."""
+
+    def step(self, key: jax.Array, state: HybridState) -> tuple[HybridState, LocalInfo]:
+        """Sweep once over every chain; leaves a valid action."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the kernel's parameters as plain data."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +175,14 @@ class Checkerboard:
         moved = state._replace(field=field, action=self.theory.action(field))
         return moved, LocalInfo(flipped > 0, acceptance)
 
+    def describe(self) -> dict[str, Any]:
+        """Return nothing: the rules have no parameters."""
+        return {}
+
 
 @partial(jax.jit, static_argnames=("kernel", "n_sweeps"))
 def _sweeps(
-    kernel: Checkerboard, key: jax.Array, state: HybridState, n_sweeps: int
+    kernel: LocalKernel, key: jax.Array, state: HybridState, n_sweeps: int
 ) -> tuple[HybridState, tuple[LocalInfo, jax.Array]]:
     def body(carry: HybridState, number: jax.Array) -> tuple[HybridState, tuple[LocalInfo, jax.Array]]:
         carry, info = kernel.step(jax.random.fold_in(key, number), carry)
@@ -173,13 +195,13 @@ def _sweeps(
 class LocalUpdates(FixedMember):
     """Local updates as a member of a cycle: ``n_updates`` sweeps over the lattice.
 
-    In its `Updates`, ``accepted`` says whether any spin of the chain changed in the sweep, and ``acceptance`` which
-    fraction of Metropolis' proposed flips was accepted (one for the heat bath).
+    In its `Updates`, ``accepted`` says whether anything in the chain changed in the sweep, and ``acceptance`` which
+    fraction of Metropolis' proposed changes was accepted (one for the heat bath).
 
     Parameters
     ----------
     kernel
-        The kernel; its rule is the member's `kind`.
+        The kernel, `Checkerboard` or another one that sweeps; its rule is the member's `kind`.
     seed
         Seed of the run; sweep i of cycle c uses the key (seed, kind, c, i).
     n_updates
@@ -191,7 +213,7 @@ class LocalUpdates(FixedMember):
         If there is no sweep in a cycle.
     """
 
-    kernel: Checkerboard
+    kernel: LocalKernel
     seed: int
     n_updates: int
 
@@ -225,5 +247,5 @@ class LocalUpdates(FixedMember):
         return state, Updates.plain(np.asarray(info.moved), np.asarray(action), acceptance)
 
     def describe(self) -> dict[str, Any]:
-        """Return the number of sweeps."""
-        return {"sweeps_per_cycle": self.n_updates}
+        """Return the kernel's parameters and the number of sweeps."""
+        return {**self.kernel.describe(), "sweeps_per_cycle": self.n_updates}

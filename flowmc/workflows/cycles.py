@@ -17,18 +17,22 @@ from flowmc.kernels import (
     CycleMember,
     FlowProposals,
     Independence,
+    LinkMetropolis,
+    LocalKernel,
     LocalUpdates,
+    PseudofermionHMC,
     Trajectories,
+    TrajectoryKernel,
 )
 from flowmc.proposals import BlockProposal, Proposal
-from flowmc.theories import Ising, SmoothTheory, Theory
+from flowmc.theories import GaugeTheory2D, Ising, Schwinger, SmoothTheory, Theory, U1Gauge2D
 
 __all__ = ["build_cycle", "build_members"]
 
 
-def _trajectories(theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
+def _trajectories(kernel: TrajectoryKernel, settings: SamplingConfig, seed: int) -> CycleMember:
     return Trajectories.build(
-        HMC(cast(SmoothTheory, theory), settings.integrator),
+        kernel,
         seed,
         settings.hmc_trajectories,
         trajectory_length=settings.trajectory_length,
@@ -37,8 +41,22 @@ def _trajectories(theory: Theory, settings: SamplingConfig, seed: int) -> CycleM
     )
 
 
+def _hmc(theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
+    return _trajectories(HMC(cast(SmoothTheory, theory), settings.integrator), settings, seed)
+
+
+def _pseudofermions(theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
+    kernel = PseudofermionHMC(cast(Schwinger, theory), settings.integrator, settings.solver_tolerance)
+    return _trajectories(kernel, settings, seed)
+
+
 def _sweeps(rule: str, theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
-    return LocalUpdates(Checkerboard(cast(Ising, theory), rule), seed, settings.sweeps)
+    kernel: LocalKernel
+    if rule == LinkMetropolis.rule and isinstance(theory, GaugeTheory2D):
+        kernel = LinkMetropolis(cast(U1Gauge2D, theory))
+    else:
+        kernel = Checkerboard(cast(Ising, theory), rule)
+    return LocalUpdates(kernel, seed, settings.sweeps)
 
 
 def _clusters(rule: str, theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
@@ -46,7 +64,8 @@ def _clusters(rule: str, theory: Theory, settings: SamplingConfig, seed: int) ->
 
 
 OWN: dict[str, Callable[[Theory, SamplingConfig, int], CycleMember]] = {
-    "hmc": _trajectories,
+    "hmc": _hmc,
+    "pseudofermion_hmc": _pseudofermions,
     "heat_bath": partial(_sweeps, "heat_bath"),
     "metropolis": partial(_sweeps, "metropolis"),
     "wolff": partial(_clusters, "wolff"),

@@ -112,13 +112,14 @@ def test_heat_bath_forgets_the_spin(theory: Ising) -> None:
 @every_rule
 def test_a_sweep_has_the_transition_matrix(rule: str, test_seed: int) -> None:
     theory, copies = Ising((2, 2), 0.3, field=0.2), 4000
-    member = LocalUpdates(Checkerboard(theory, rule), test_seed, 1)
+    kernel = Checkerboard(theory, rule)
+    member = LocalUpdates(kernel, test_seed, 1)
     states = enumerate_states(theory)
     state = Cycle(theory, (member,)).init(np.repeat(states, copies, axis=0))
     after = np.asarray(member.run(0, 0, state, None)[0].field).reshape(len(states), copies, -1)
     number = (after == -1) @ (2 ** np.arange(theory.volume)[::-1])
     counts = np.array([np.bincount(row, minlength=len(states)) for row in number])
-    expected = copies * sweep_matrix(member.kernel)
+    expected = copies * sweep_matrix(kernel)
     # Cells that are too rare for normal errors are judged together, row by row.
     common = expected > 10
     rare, rare_expected = (counts * ~common).sum(axis=1), (expected * ~common).sum(axis=1)

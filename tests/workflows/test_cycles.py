@@ -15,8 +15,8 @@ from flowmc.kernels import CycleMember
 from flowmc.proposals import Proposal, ProposalMetadata, as_proposal
 from flowmc.sampling import MemoryStore, SamplingPlan, sample
 from flowmc.seeds import numpy_generator, torch_generator
-from flowmc.testing import ExactIsing, ExactStart, GaussianProposal, KernelContract, ising_start
-from flowmc.theories import SPACES, FreeScalar, Ising, Phi4, Theory
+from flowmc.testing import ExactIsing, ExactStart, GaussianProposal, KernelContract, gauge_start, ising_start
+from flowmc.theories import SPACES, FreeScalar, GaugeTheory2D, Ising, Phi4, Schwinger, Theory, U1Gauge2D
 from flowmc.workflows.cycles import OWN, WITH_FLOW, build_cycle, build_members
 from flowmc.workflows.ensembles import _flow_start
 from flowmc.workflows.flows import for_production
@@ -28,9 +28,15 @@ SETTINGS = SamplingConfig(
 )
 FREE = FreeScalar((4, 2), 0.8)
 SPINS = Ising((4, 4), 0.35)
+LINKS = U1Gauge2D((2, 4), 1.5)
+FERMIONS = Schwinger((2, 4), 1.5, 0.2)
 CASES: list[tuple[str, Theory]] = [
     ("hmc", FREE),
     ("flow", FREE),
+    ("hmc", LINKS),
+    ("hmc", FERMIONS),
+    ("pseudofermion_hmc", FERMIONS),
+    ("metropolis", LINKS),
     ("heat_bath", SPINS),
     ("metropolis", SPINS),
     ("metropolis", Ising((4, 2), 0.3, coupling=-1.0, field=0.3)),
@@ -72,6 +78,8 @@ class TestContract(KernelContract):
     def target(self, theory: Theory) -> ExactStart:
         if isinstance(theory, Ising):
             return ising_start(theory)
+        if isinstance(theory, GaugeTheory2D):
+            return gauge_start(theory)
         assert isinstance(theory, FreeScalar)
         observables = {"action": theory.action, "mean": lambda f: f.mean(axis=(1, 2)), "first": lambda f: f[:, 0, 0]}
         return ExactStart(theory.draw, observables)
@@ -95,6 +103,22 @@ def test_hybrid_stands_for_the_kernels_of_the_field() -> None:
     )
 
 
+def test_hybrid_of_links_moves_by_trajectories() -> None:
+    for theory in (LINKS, FERMIONS):
+        assert replace(SETTINGS, kernel="hybrid").kernels_for(theory) == ("hmc", "flow")
+    settings = replace(SETTINGS, kernel="pseudofermion_hmc", tuning=50, thermalisation=100)
+    assert settings.plan.tuning == 50
+    (member,) = build_members(FERMIONS, replace(settings, solver_tolerance=1e-8), 7, None)
+    assert member.describe()["solver_tolerance"] == 1e-8
+    assert member.adaptation()["target"] == settings.target_acceptance
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, -1e-3])
+def test_tolerances_that_are_none_are_refused(tolerance: float) -> None:
+    with pytest.raises(ParameterError, match="solver_tolerance"):
+        replace(SETTINGS, solver_tolerance=tolerance)
+
+
 def test_kernels_without_a_flow_are_checked_before_there_is_one() -> None:
     (member,) = build_members(SPINS, SETTINGS, 7, None)
     assert member.kind == "heat_bath"
@@ -108,6 +132,13 @@ WRONG: list[tuple[str, Theory, str]] = [
     ("swendsen_wang", FREE, "ising"),
     ("heat_bath", Ising((3, 4), 0.4), "even"),
     ("metropolis", Ising((5,), 0.4), "even"),
+    ("metropolis", FERMIONS, "local"),
+    ("metropolis", U1Gauge2D((4, 3), 1.0), "even"),
+    ("heat_bath", LINKS, "ising"),
+    ("wolff", LINKS, "ising"),
+    ("pseudofermion_hmc", LINKS, "n_flavours = 2"),
+    ("pseudofermion_hmc", Schwinger((4, 4), 1.0, 0.2, n_flavours=1), "n_flavours = 2"),
+    ("pseudofermion_hmc", FREE, "n_flavours = 2"),
 ]
 
 
