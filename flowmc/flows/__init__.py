@@ -14,6 +14,7 @@ from flowmc.flows.autoregressive import AutoregressiveFlow
 from flowmc.flows.base import DTYPES, BaseDensity, Flow, TransportFlow
 from flowmc.flows.coupling import CouplingFlow
 from flowmc.flows.file import SavedFlow, describe_flow, fingerprint, save_flow
+from flowmc.flows.gauge import GaugeFlow
 from flowmc.flows.hierarchical import HierarchicalFlow
 from flowmc.flows.spins import SpinFlow
 from flowmc.seeds import fold
@@ -26,6 +27,7 @@ __all__ = [
     "BaseDensity",
     "CouplingFlow",
     "Flow",
+    "GaugeFlow",
     "HierarchicalFlow",
     "SavedFlow",
     "SpinFlow",
@@ -37,7 +39,9 @@ __all__ = [
     "save_flow",
 ]
 
-FLOWS: dict[str, type[Flow]] = {flow.kind: flow for flow in (AutoregressiveFlow, CouplingFlow, HierarchicalFlow)}
+FLOWS: dict[str, type[Flow]] = {
+    flow.kind: flow for flow in (AutoregressiveFlow, CouplingFlow, GaugeFlow, HierarchicalFlow)
+}
 """Every built-in flow by its kind in run descriptions and files."""
 
 
@@ -78,15 +82,17 @@ def build_flow(description: Mapping[str, Any], theory: Theory, seed: int = 0) ->
         return FLOWS[kind](theory, config)
 
 
-def load_flow(path: Path) -> tuple[Flow, SavedFlow]:
-    """Read a flow file and build its flow.
+def load_flow(path: Path, theory: Theory | None = None) -> tuple[Flow, SavedFlow]:
+    """Read a flow file and build its flow; parameters as in `SavedFlow.read`.
 
     Raises
     ------
     FlowFileError
         If the file cannot be read, or its weights do not fit its configuration or its fingerprint.
+    TheoryMismatchError
+        If the theory is not the one in the file.
     """
-    saved = SavedFlow.read(path)
+    saved = SavedFlow.read(path, theory)
     flow = build_flow(saved.flow, saved.theory)
     # Weights may have been saved in a wider type than they were trained in; loading must not narrow them.
     flow.to(next(tensor.dtype for tensor in saved.tensors.values() if tensor.is_floating_point()))

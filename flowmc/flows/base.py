@@ -126,7 +126,7 @@ class BaseDensity(torch.nn.Module, abc.ABC):
 class TransportFlow(Flow):
     """A flow that carries a base density along an invertible map: ``forward`` generates, ``inverse`` undoes it."""
 
-    space = RealSpace()
+    space: ClassVar[FieldSpace] = RealSpace()
     reparametrised = True
     base: BaseDensity
 

@@ -1,4 +1,4 @@
-"""Base densities: where a transport starts. All are Gaussian, even under φ → −φ, and translation invariant.
+"""Base densities: where a transport starts. Those of real fields are Gaussian, even under φ → −φ, and invariant.
 
 A free field in the convention of `flowmc.theories.FreeScalar` has independent modes of width σ(p) = [2 (p̂² + m²)]^(−½).
 The closer the base is to the target's two-point function, the less the couplings have to learn; at the critical point the
@@ -18,7 +18,7 @@ from flowmc.errors import ParameterError
 from flowmc.flows.base import BaseDensity
 from flowmc.lattice import momentum_squared, volume
 
-__all__ = ["BASES", "FreeFieldDensity", "GaussianDensity", "SpectralDensity", "build_base"]
+__all__ = ["BASES", "FreeFieldDensity", "GaussianDensity", "SpectralDensity", "UniformDensity", "build_base"]
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -141,6 +141,35 @@ class SpectralDensity(_ModeDensity):
     def log_width(self) -> Tensor:
         """Return log σ(p)."""
         return self.log_width_of_class[self._class]
+
+
+class UniformDensity(BaseDensity):
+    """Independent uniform angles in [−π, π): the Haar measure Π dθ / 2π itself, log r = 0.
+
+    Parameters
+    ----------
+    shape
+        Shape of a field.
+    dtype
+        Type of the draws.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self._shape = shape
+        self.register_buffer("_like", torch.zeros((), dtype=dtype), persistent=False)
+
+    _like: Tensor
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw ``n`` fields."""
+        like = self._like
+        unit = torch.rand((n, *self._shape), generator=generator, dtype=like.dtype, device=like.device)
+        return pi * (2 * unit - 1)
+
+    def log_prob(self, field: Tensor) -> Tensor:
+        """Return the log density."""
+        return field.new_zeros(len(field), dtype=torch.float64)
 
 
 BASES = ("gaussian", "free_field", "spectral")

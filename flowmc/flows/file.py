@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from flowmc.errors import FlowFileError
+from flowmc.errors import FlowFileError, TheoryMismatchError
 from flowmc.flows.base import Flow
 from flowmc.theories import Theory, from_description
 
@@ -119,13 +119,22 @@ class SavedFlow:
     """How it was trained: configuration, steps, seconds, ESS at the end."""
 
     @classmethod
-    def read(cls, path: Path) -> SavedFlow:
+    def read(cls, path: Path, theory: Theory | None = None) -> SavedFlow:
         """Read a flow file; the weights must be finite.
+
+        Parameters
+        ----------
+        path
+            The file.
+        theory
+            The theory that the flow was trained for, where it cannot be built from its description (`CallableTheory`).
 
         Raises
         ------
         FlowFileError
             If it cannot be read, or its weights are not finite.
+        TheoryMismatchError
+            If the theory is not the one in the file.
         """
         tensors, header = read_tensors(path, "a flow file written by `flowmc train`")
         bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
@@ -141,7 +150,12 @@ class SavedFlow:
                 expected="a flow file written by `flowmc train`",
                 fix="a training checkpoint is not a flow: finish the training first",
             )
-        theory = from_description(header["theory"])
+        if theory is None:
+            theory = from_description(header["theory"])
+        elif (found := json.loads(json.dumps(theory.describe()))) != header["theory"]:
+            raise TheoryMismatchError(
+                got=f"{path}, trained for {header['theory']}", expected=f"a flow for {found}", fix="pass its theory"
+            )
         return cls(header["flow"], theory, tensors, header["fingerprint"], header.get("training", {}))
 
 

@@ -16,11 +16,13 @@ from scipy.special import expit
 
 from flowmc.proposals.base import Proposal
 from flowmc.seeds import numpy_generator
+from flowmc.theories.u1 import link_gradient, plaquette_angles
 
 __all__ = [
     "CLOSURES",
     "ENUMERATED_SITES",
     "Identity",
+    "angle_closure",
     "flip_identities",
     "local_field",
     "real_closure",
@@ -155,7 +157,55 @@ def flip_identities(parts: Mapping[str, Sequence[tuple[Array, Array]]]) -> dict[
     return identities
 
 
+def angle_closure(proposal: Proposal, fields: NDArray[Any], seed: int) -> dict[str, Identity]:
+    """Return the identities of a density on the angles of links, (n, T, X, 2).
+
+    On a compact space ⟨∇·v + v·∇ log q⟩ = 0 for every smooth vector field v; here v is the gradient of Σ h(P) over the
+    plaquettes, on which also a gauge invariant density depends. Reflections g, which undo themselves and keep the Haar
+    measure, do what flips do in `spin_closure`: one angle around a random point, θ → 2c − θ, which also leads to other
+    sectors, and all of them around zero, with f the change of Σ h(P), or of log q.
+    """
+    n = len(fields)
+    generator = numpy_generator(seed)
+    identities = {}
+    plaquettes = plaquette_angles(fields.astype(np.float64))
+    log_q = proposal.log_prob(fields)
+    # First and second derivatives of h, by its name.
+    functions: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+        "cos P": (lambda p: -np.sin(p), lambda p: -np.cos(p)),
+        "cos 2P": (lambda p: -2 * np.sin(2 * p), lambda p: -4 * np.cos(2 * p)),
+        "sin P": (np.cos, lambda p: -np.sin(p)),
+    }
+    for name, (first, second) in functions.items():
+        direction = link_gradient(first(plaquettes))
+        ends = [proposal.log_prob((fields + sign * STEP * direction).astype(fields.dtype)) for sign in (1, -1)]
+        # Every plaquette has four links.
+        divergence = 4 * second(plaquettes).sum((1, 2))
+        identities[f"<div grad {name} + grad {name} . grad log q>"] = Identity(
+            divergence + (ends[0] - ends[1]) / (2 * STEP)
+        )
+    links = fields.reshape(n, -1)
+    every = np.arange(n)
+    parts: dict[str, list[tuple[Array, Array]]] = {}
+    for _ in range(SITES):
+        link = generator.integers(links.shape[1], size=n)
+        image = links.copy()
+        image[every, link] = 2 * generator.uniform(-np.pi, np.pi, n) - links[every, link]
+        reflected = image.reshape(fields.shape)
+        change = log_q - proposal.log_prob(reflected)
+        moved = (np.cos(plaquettes) - np.cos(plaquette_angles(reflected.astype(np.float64)))).sum((1, 2))
+        parts.setdefault("<cos P - its mean over a reflection>", []).append((moved, change))
+        # A reflection out of the support: its deviation vanishes, but infinity times zero would not be a number.
+        bounded = np.where(np.isposinf(change), 0.0, change)
+        parts.setdefault("<log q - its mean over a reflection>", []).append((bounded, change))
+    parts["<sin P - its mean over the reflection of all>"] = [
+        (np.sin(plaquettes).sum((1, 2)), log_q - proposal.log_prob(-fields))
+    ]
+    return identities | flip_identities(parts)
+
+
 CLOSURES: dict[str, Callable[[Proposal, NDArray[Any], int], dict[str, Identity]]] = {
+    "angle": angle_closure,
     "real": real_closure,
     "spin": spin_closure,
 }

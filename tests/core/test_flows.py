@@ -28,7 +28,7 @@ from flowmc.flows.file import FORMAT, write_tensors
 from flowmc.lattice import checkerboard
 from flowmc.seeds import torch_generator
 from flowmc.testing import FlowContract
-from flowmc.theories import FreeScalar, Ising, Phi4, Theory
+from flowmc.theories import FreeScalar, Ising, Phi4, Theory, U1Gauge2D
 
 Shaken = Callable[[Mapping[str, object], Theory], Flow]
 
@@ -41,6 +41,21 @@ REAL: list[tuple[dict[str, object], Theory]] = [
     ({"kind": "coupling", "network": "fully_connected", "z2": False, "sinh_arcsinh": False}, FreeScalar((6,), 0.8)),
     ({"kind": "coupling", "layers": 2}, Phi4((2, 4, 2), m2=1.0, lam=0.5)),
 ]
+GAUGE: dict[str, object] = {"kind": "gauge", "layers": 8, "hidden": [4], "pieces": 3}
+HYPER: list[tuple[tuple[int, int], dict[str, object]]] = [
+    ((4, 4), {}),
+    ((4, 8), {"pieces": 1, "network": "lattice"}),
+    ((4, 8), {"mask": "stripes", "pieces": 1}),
+    ((4, 4), {"mask": "stripes", "network": "lattice", "transformation": "projection", "pieces": 1}),
+    ((4, 8), {"mask": "rows", "network": "lattice"}),
+    ((8, 4), {"mask": "rows", "network": "lattice", "transformation": "projection", "pieces": 1}),
+    ((4, 4), {"transformation": "projection", "pieces": 2, "layers": 9}),
+    ((4, 6), {"network": "lattice", "hidden": [4, 3], "dilations": [1, 2, 1]}),
+    ((8, 4), {"dilations": [1, 2], "holonomies": True}),
+    ((2, 4), {"transformation": "projection", "pieces": 1}),
+    ((2, 2), {"kernel": 1, "hidden": [3]}),
+]
+LINKS: list[tuple[dict[str, object], Theory]] = [({**GAUGE, **more}, U1Gauge2D(shape, 2.0)) for shape, more in HYPER]
 SPINS: list[tuple[dict[str, object], Theory]] = [
     ({"kind": "autoregressive"}, Ising((4, 4), 0.44)),
     ({"kind": "autoregressive", "width": 2, "depth": 3, "z2": False}, Ising((3, 5), 0.3, field=0.2)),
@@ -54,7 +69,7 @@ SPINS: list[tuple[dict[str, object], Theory]] = [
 
 
 def test_every_public_flow_is_tested() -> None:
-    assert {str(description["kind"]) for description, _ in REAL + SPINS} == set(FLOWS)
+    assert {str(description["kind"]) for description, _ in REAL + LINKS + SPINS} == set(FLOWS)
     concrete = {
         value
         for value in vars(public).values()
@@ -63,7 +78,7 @@ def test_every_public_flow_is_tested() -> None:
     assert concrete == set(FLOWS.values())
 
 
-@pytest.mark.parametrize("flow", REAL + SPINS, ids=str, indirect=True)
+@pytest.mark.parametrize("flow", REAL + LINKS + SPINS, ids=str, indirect=True)
 class TestContract(FlowContract):
     @pytest.fixture
     def flow(self, request: pytest.FixtureRequest, shaken: Shaken) -> Flow:
