@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from flowmc.training.checkpoint import TrainingFiles, TrainingRecord
-from flowmc.training.objectives import OBJECTIVES, Loss, choose_objective, reinforce, reverse_kl
+from flowmc.training.gradients import GradientStatistics, gradient_statistics, summed_gradient
+from flowmc.training.objectives import (
+    OBJECTIVES,
+    Loss,
+    choose_objective,
+    path_gradient,
+    reinforce,
+    reverse_kl,
+    reverse_kl_autograd,
+)
 from flowmc.training.schedules import SCHEDULES
 from flowmc.training.trainer import TrainingConfig, TrainingResult, train
 
 __all__ = [
     "OBJECTIVES",
     "SCHEDULES",
+    "GradientStatistics",
     "Loss",
     "TrainingConfig",
     "TrainingFiles",
     "TrainingRecord",
     "TrainingResult",
     "choose_objective",
+    "gradient_statistics",
+    "path_gradient",
     "reinforce",
     "reverse_kl",
+    "reverse_kl_autograd",
+    "summed_gradient",
     "train",
 ]

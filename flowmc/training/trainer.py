@@ -16,7 +16,7 @@ from flowmc.flows import Flow, describe_flow, fingerprint
 from flowmc.seeds import torch_generator
 from flowmc.theories import Theory
 from flowmc.training.checkpoint import TrainingFiles, TrainingRecord
-from flowmc.training.objectives import OBJECTIVES, choose_objective
+from flowmc.training.objectives import OBJECTIVES, Objective, check_micro_batch, choose_objective
 from flowmc.training.schedules import SCHEDULES
 from flowmc_analysis.weights import acceptance_independence, ess_reverse
 
@@ -40,6 +40,9 @@ class TrainingConfig:
         Optimiser steps.
     batch_size
         Draws per step.
+    micro_batch
+        Draws whose graph is held at once, a divisor of ``batch_size``: gradients of micro-batches add up to that of the
+        batch, in less memory. 0 is the whole batch. Another number draws other fields.
     learning_rate
         Adam's step size at the start of the schedule.
     schedule
@@ -72,6 +75,7 @@ class TrainingConfig:
     objective: str = "auto"
     steps: int = 2000
     batch_size: int = 1024
+    micro_batch: int = 0
     learning_rate: float = 3e-3
     schedule: str = "cosine"
     warmup_steps: int = 50
@@ -88,6 +92,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if not (isfinite(value) and value > 0):
                 raise ParameterError(got=f"{name} = {value}", expected=f"{name} > 0", fix=f"correct `{name}`")
+        check_micro_batch(self.batch_size, self.micro_batch)
         if self.warmup_steps < 0:
             raise ParameterError(got=f"warmup_steps = {self.warmup_steps}", expected="0 or more", fix="correct it")
         if not 0 <= self.annealing < 1:
@@ -208,16 +213,15 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate
             flow.theory = config.theory_at(step, theory)
-            loss = objective(
-                flow, flow.theory, config.batch_size, torch_generator(config.seed, "step", step, device=flow.device)
-            )
             optimiser.zero_grad()
-            loss.value.backward()  # type: ignore[no-untyped-call]
+            log_w = _accumulate(objective, flow, config, step)
             norm = float(torch.nn.utils.clip_grad_norm_(flow.parameters(), config.gradient_clip))
-            value = -float(loss.log_w.mean())
+            value = -float(log_w.mean())
             if not (isfinite(value) and isfinite(norm)):
+                bad = int((~torch.isfinite(log_w)).sum())
                 raise NonFiniteError(
-                    got=f"loss {value}, gradient norm {norm} at step {step}",
+                    got=f"loss {value}, gradient norm {norm} at step {step}; S + log q is not finite for {bad} of "
+                    f"{len(log_w)} draws",
                     expected="finite numbers",
                     fix="lower `learning_rate` or `gradient_clip`, and train anew"
                     + (f" ({files.checkpoint} is the state before)" if files.checkpoint.exists() else ""),
@@ -225,9 +229,9 @@ def train(
             optimiser.step()
             seconds = before + time.perf_counter() - began
             if step % LOG_EVERY == 0 or step in (1, config.steps):
-                log_w = loss.log_w.cpu().numpy()
+                weights = log_w.cpu().numpy()
                 record = TrainingRecord(
-                    step, value, ess_reverse(log_w), acceptance_independence(log_w), norm, learning_rate, seconds
+                    step, value, ess_reverse(weights), acceptance_independence(weights), norm, learning_rate, seconds
                 )
                 records.append(record)
                 on_record(record)
@@ -239,3 +243,13 @@ def train(
     finally:
         flow.theory = theory
     return TrainingResult(step, before + time.perf_counter() - began, stop, tuple(records))
+
+
+def _accumulate(objective: Objective, flow: Flow, config: TrainingConfig, step: int) -> torch.Tensor:
+    """Add the gradients of a step's micro-batches to those of the weights; return log w of all draws."""
+    generator = torch_generator(config.seed, "step", step, device=flow.device)
+    log_w = []
+    for piece in objective(flow, flow.theory, config.batch_size, generator, config.micro_batch):
+        piece.value.backward()  # type: ignore[no-untyped-call]
+        log_w.append(piece.log_w)
+    return torch.cat(log_w)

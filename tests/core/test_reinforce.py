@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,19 @@ from torch import Tensor
 
 from flowmc.errors import ParameterError
 from flowmc.flows import Flow, build_flow
-from flowmc.seeds import fold, torch_generator
+from flowmc.seeds import torch_generator
 from flowmc.testing import ExactIsing, enumerate_spins
-from flowmc.theories import FreeScalar, Ising, Phi4, Theory
-from flowmc.training import OBJECTIVES, Loss, TrainingConfig, choose_objective, reinforce, train
+from flowmc.theories import FreeScalar, Ising, Theory
+from flowmc.training import (
+    OBJECTIVES,
+    Loss,
+    TrainingConfig,
+    choose_objective,
+    gradient_statistics,
+    reinforce,
+    summed_gradient,
+    train,
+)
 from flowmc.training.objectives import Objective
 from flowmc_analysis.zscores import family_p_value
 
@@ -38,29 +47,16 @@ def exact_divergence(flow: Flow, theory: Ising) -> Tensor:
     return divergence
 
 
-def gradient(flow: Flow, value: Tensor) -> np.ndarray:
-    parts = torch.autograd.grad(value, list(flow.parameters()))
-    return torch.cat([part.flatten() for part in parts]).numpy()
-
-
-def mean_gradient_scores(
-    objective: Objective, flow: Flow, theory: Ising, n: int, batches: int, seed: int
-) -> np.ndarray:
-    """z-scores of the mean gradient over many batches, component by component."""
-    exact = gradient(flow, exact_divergence(flow, theory))
-    found = np.array(
-        [gradient(flow, objective(flow, theory, n, torch_generator(seed, batch)).value) for batch in range(batches)]
-    )
+def p_value(
+    objective: Objective, flow: Flow, theory: Ising, n: int, micro_batch: int, batches: int, seed: int
+) -> float:
+    """Probability of a mean gradient over many batches as far from the exact one as this, or farther."""
+    exact = summed_gradient(flow, [Loss(exact_divergence(flow, theory), torch.empty(0))])
+    found = gradient_statistics(objective, flow, theory, n, micro_batch, batches, seed)
     # What a mask hides has no gradient at all.
-    visible = found.any(axis=0)
+    visible = found.variance > 0
     np.testing.assert_array_equal(exact[~visible], 0)
-    found, exact = found[:, visible], exact[visible]
-    scores: np.ndarray = (found.mean(0) - exact) / (found.std(0, ddof=1) / np.sqrt(batches))
-    return scores
-
-
-def p_value(objective: Objective, flow: Flow, theory: Ising, n: int, batches: int, seed: int) -> float:
-    return float(family_p_value(mean_gradient_scores(objective, flow, theory, n, batches, seed)))
+    return family_p_value((found.mean - exact)[visible] / found.error[visible])
 
 
 @pytest.mark.parametrize(("description", "theory"), CASES, ids=str)
@@ -68,36 +64,69 @@ def p_value(objective: Objective, flow: Flow, theory: Ising, n: int, batches: in
 def test_gradient_is_unbiased(
     description: dict[str, object], theory: Ising, n: int, shaken: Shaken, test_seed: int
 ) -> None:
-    assert p_value(reinforce, shaken(description, theory), theory, n, BATCHES if n == 2 else 400, test_seed) > 1e-5
+    batches = BATCHES if n == 2 else 400
+    assert p_value(reinforce, shaken(description, theory), theory, n, 0, batches, test_seed) > 1e-5
 
 
-def own_mean_baseline(flow: Flow, theory: Theory, n: int, generator: torch.Generator) -> Loss:
+@pytest.mark.parametrize(("description", "theory"), CASES[:2], ids=str)
+def test_gradient_of_micro_batches_is_unbiased(
+    description: dict[str, object], theory: Ising, shaken: Shaken, test_seed: int
+) -> None:
+    assert p_value(reinforce, shaken(description, theory), theory, 4, 2, 600, test_seed) > 1e-5
+
+
+def own_mean_baseline(
+    flow: Flow, theory: Theory, n: int, generator: torch.Generator, micro_batch: int
+) -> Iterator[Loss]:
     """The mean over the whole batch as baseline, each draw's own signal in it: too short by a factor (n − 1)/n."""
-    loss = reinforce(flow, theory, n, generator)
-    return Loss(loss.value * ((n - 1) / n), loss.log_w)
+    for value, log_w in reinforce(flow, theory, n, generator, micro_batch):
+        yield Loss(value * ((n - 1) / n), log_w)
 
 
-def no_density_in_the_signal(flow: Flow, theory: Theory, n: int, generator: torch.Generator) -> Loss:
+def baseline_of_the_piece(
+    flow: Flow, theory: Theory, n: int, generator: torch.Generator, micro_batch: int
+) -> Iterator[Loss]:
+    """The mean over a micro-batch in place of that over the batch, with the factor of the batch."""
+    for _ in range(n // micro_batch):
+        for value, log_w in reinforce(flow, theory, micro_batch, generator):
+            yield Loss(value * ((micro_batch - 1) / (n - 1)), log_w)
+
+
+def no_density_in_the_signal(
+    flow: Flow, theory: Theory, n: int, generator: torch.Generator, micro_batch: int
+) -> Iterator[Loss]:
     """The energy alone as the signal: the entropy is forgotten."""
+    assert not micro_batch
     field = flow.draw(n, generator)
     log_q, signal = flow.log_prob(field), theory.action(field)
-    return Loss(((signal - signal.mean()) * log_q).sum() / (n - 1), -signal)
+    yield Loss(((signal - signal.mean()) * log_q).sum() / (n - 1), -signal)
 
 
-def density_of_another_draw(flow: Flow, theory: Theory, n: int, generator: torch.Generator) -> Loss:
+def density_of_another_draw(
+    flow: Flow, theory: Theory, n: int, generator: torch.Generator, micro_batch: int
+) -> Iterator[Loss]:
     """Actions and densities that belong to different draws."""
+    assert not micro_batch
     field = flow.draw(n, generator)
     log_q, action = flow.log_prob(field), theory.action(flow.draw(n, generator))
     signal = log_q.detach() + action
-    return Loss(((signal - signal.mean()) * log_q).sum() / (n - 1), -signal)
+    yield Loss(((signal - signal.mean()) * log_q).sum() / (n - 1), -signal)
+
+
+MUTANTS: list[tuple[Objective, int, int]] = [
+    (own_mean_baseline, 2, 0),
+    (baseline_of_the_piece, 4, 2),
+    (no_density_in_the_signal, 2, 0),
+    (density_of_another_draw, 2, 0),
+]
 
 
 @pytest.mark.parametrize(
-    "mutant", [own_mean_baseline, no_density_in_the_signal, density_of_another_draw], ids=lambda mutant: mutant.__name__
+    ("mutant", "n", "micro_batch"), MUTANTS, ids=lambda value: getattr(value, "__name__", str(value))
 )
-def test_wrong_gradient_is_caught(mutant: Objective, shaken: Shaken, test_seed: int) -> None:
+def test_wrong_gradient_is_caught(mutant: Objective, n: int, micro_batch: int, shaken: Shaken, test_seed: int) -> None:
     description, theory = CASES[0]
-    assert p_value(mutant, shaken(description, theory), theory, 2, BATCHES, test_seed) < 1e-5
+    assert p_value(mutant, shaken(description, theory), theory, n, micro_batch, BATCHES, test_seed) < 1e-5
 
 
 class HostAction(Ising):
@@ -110,39 +139,23 @@ class HostAction(Ising):
 def test_an_action_without_a_gradient_is_enough(shaken: Shaken) -> None:
     description, theory = CASES[0]
     flow = shaken(description, theory)
-    values = [reinforce(flow, kind((2, 2), 0.3), 64, torch_generator(3)).value for kind in (Ising, HostAction)]
-    np.testing.assert_array_equal(gradient(flow, values[1]), gradient(flow, values[0]))
+    one, other = (
+        summed_gradient(flow, reinforce(flow, kind((2, 2), 0.3), 64, torch_generator(3)))
+        for kind in (Ising, HostAction)
+    )
+    np.testing.assert_array_equal(one, other)
 
 
-def test_log_weights_are_those_of_the_draws(shaken: Shaken) -> None:
+@pytest.mark.parametrize("micro_batch", [0, 5])
+def test_log_weights_are_those_of_the_draws(micro_batch: int, shaken: Shaken) -> None:
     description, theory = CASES[0]
     flow = shaken(description, theory)
-    loss = reinforce(flow, theory, 20, torch_generator(3))
-    field, log_q = flow.sample(20, torch_generator(3))
-    torch.testing.assert_close(loss.log_w, -theory.action(field) - log_q.detach(), rtol=1e-12, atol=1e-12)
-    assert not loss.log_w.requires_grad
-
-
-def test_real_fields_are_trained_without_differentiating_the_draw() -> None:
-    # For a reparametrised flow both objectives have one expectation; their own noise is the scale of the comparison.
-    theory = Phi4((2, 2), m2=1.0, lam=0.5)
-    flow = build_flow({"kind": "coupling", "layers": 2, "hidden": [2], "dtype": "float64"}, theory, seed=1)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch_generator(2), dtype=torch.float64))
-    found = {
-        name: np.array(
-            [
-                gradient(flow, objective(flow, theory, 64, torch_generator(fold(1, name), batch)).value)
-                for batch in range(200)
-            ]
-        )
-        for name, objective in OBJECTIVES.items()
-    }
-    one, other = found["reinforce"], found["reverse_kl"]
-    visible = one.any(axis=0)
-    error = np.sqrt((one.var(0, ddof=1) + other.var(0, ddof=1)) / 200)[visible]
-    assert family_p_value((one.mean(0) - other.mean(0))[visible] / error) > 1e-5
+    pieces = list(reinforce(flow, theory, 20, torch_generator(3), micro_batch))
+    generator = torch_generator(3)
+    for piece in pieces:
+        field, log_q = flow.sample(20 // len(pieces), generator)
+        torch.testing.assert_close(piece.log_w, -theory.action(field) - log_q.detach(), rtol=1e-12, atol=1e-12)
+        assert not piece.log_w.requires_grad
 
 
 class TestRefusals:

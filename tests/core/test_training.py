@@ -14,7 +14,7 @@ from flowmc.errors import FlowFileError, NonFiniteError, ParameterError
 from flowmc.flows import Flow, build_flow, fingerprint
 from flowmc.seeds import torch_generator
 from flowmc.theories import FreeScalar, Phi4, Theory
-from flowmc.training import SCHEDULES, TrainingConfig, TrainingFiles, reverse_kl, train
+from flowmc.training import OBJECTIVES, SCHEDULES, TrainingConfig, TrainingFiles, reverse_kl, train
 from flowmc_analysis.exact import free_scalar_log_z
 from flowmc_analysis.weights import ess_reverse
 
@@ -30,7 +30,7 @@ def fresh(theory: Theory = THEORY, **hyper: object) -> Flow:
 
 def test_training_lowers_the_loss_and_raises_the_ess(tmp_path: Path) -> None:
     def evaluate(flow: Flow) -> tuple[float, float, float]:
-        log_w = reverse_kl(flow, THEORY, 4000, torch_generator(9)).log_w.numpy()
+        log_w = next(reverse_kl(flow, THEORY, 4000, torch_generator(9))).log_w.numpy()
         return -log_w.mean(), log_w.std() / np.sqrt(4000), ess_reverse(log_w)
 
     flow = fresh()
@@ -47,7 +47,7 @@ def test_loss_is_minus_log_z_for_the_exact_flow() -> None:
     # A base at the theory's own mass and couplings at the identity: q = p, so log w is ln Z for every draw.
     theory = FreeScalar((4, 4), 0.8)
     flow = fresh(theory, base="free_field", base_mass=0.8, dtype="float64")
-    loss = reverse_kl(flow, theory, 50, torch_generator(1))
+    (loss,) = reverse_kl(flow, theory, 50, torch_generator(1))
     np.testing.assert_allclose(loss.log_w.numpy(), free_scalar_log_z((4, 4), 0.8), atol=1e-10)
     assert float(loss.value.detach()) == pytest.approx(-free_scalar_log_z((4, 4), 0.8), abs=1e-10)
 
@@ -58,30 +58,33 @@ def test_gradient_is_that_of_the_expectation() -> None:
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch_generator(2), dtype=torch.float64))
-    reverse_kl(flow, THEORY, 20, torch_generator(4)).value.backward()  # type: ignore[no-untyped-call]
+    next(reverse_kl(flow, THEORY, 20, torch_generator(4))).value.backward()  # type: ignore[no-untyped-call]
     for name, parameter in flow.named_parameters():
         assert parameter.grad is not None
         flat, step = parameter.data.view(-1), 1e-6
         ends = []
         for sign in (1, -1):
             flat[0] += sign * step
-            ends.append(float(reverse_kl(flow, THEORY, 20, torch_generator(4)).value.detach()))
+            ends.append(float(next(reverse_kl(flow, THEORY, 20, torch_generator(4))).value.detach()))
             flat[0] -= sign * step
         assert float(parameter.grad.view(-1)[0]) == pytest.approx(
             (ends[0] - ends[1]) / (2 * step), rel=1e-5, abs=1e-6
         ), name
 
 
-def test_resumed_training_is_bit_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("micro_batch", [0, 16])
+def test_resumed_training_is_bit_identical(objective: str, micro_batch: int, tmp_path: Path) -> None:
+    config = replace(CONFIG, objective=objective, micro_batch=micro_batch)
     whole, parts = fresh(), fresh()
-    train(whole, THEORY, CONFIG, tmp_path / "whole.safetensors")
+    train(whole, THEORY, config, tmp_path / "whole.safetensors")
     stops = iter([False] * 24 + [True])
     first = train(
-        parts, THEORY, CONFIG, tmp_path / "parts.safetensors", should_stop=lambda: "now" if next(stops) else ""
+        parts, THEORY, config, tmp_path / "parts.safetensors", should_stop=lambda: "now" if next(stops) else ""
     )
     assert (first.step, first.finished) == (25, False)
     resumed = fresh()
-    second = train(resumed, THEORY, CONFIG, tmp_path / "parts.safetensors", resume=True)
+    second = train(resumed, THEORY, config, tmp_path / "parts.safetensors", resume=True)
     assert second.finished
     assert fingerprint(resumed) == fingerprint(whole)
     logs = [TrainingFiles(tmp_path / f"{name}.safetensors").log.read_text() for name in ("whole", "parts")]
@@ -103,7 +106,7 @@ def test_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "flow.safetensors"
     train(fresh(), THEORY, CONFIG, path)
     with pytest.raises(FlowFileError, match="training"):
-        train(fresh(), THEORY, replace(CONFIG, batch_size=32), path, resume=True)
+        train(fresh(), THEORY, replace(CONFIG, micro_batch=32), path, resume=True)
     other = Phi4((4, 4), -4.0, 7.0)
     with pytest.raises(FlowFileError, match="theory"):
         train(fresh(other), other, CONFIG, path, resume=True)
@@ -116,8 +119,9 @@ def test_divergence_is_an_error_and_keeps_the_checkpoint(tmp_path: Path) -> None
     broken = fresh()
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match="learning_rate"):
+    with pytest.raises(NonFiniteError, match="learning_rate") as caught:
         train(broken, THEORY, CONFIG, path)
+    assert "64 of 64 draws" in caught.value.got
     assert TrainingFiles(path).checkpoint.read_bytes() == before
 
 
@@ -134,7 +138,17 @@ def test_warm_up_is_linear() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"learning_rate": -1.0}, {"objective": "kl"}, {"schedule": "x"}, {"warmup_steps": -1}]
+    "change",
+    [
+        {"steps": 0},
+        {"learning_rate": -1.0},
+        {"objective": "kl"},
+        {"schedule": "x"},
+        {"warmup_steps": -1},
+        {"micro_batch": 24},
+        {"micro_batch": -1},
+        {"micro_batch": 128},
+    ],
 )
 def test_meaningless_settings_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ParameterError):
