@@ -36,9 +36,7 @@ from flowmc_analysis.zscores import Verdict, ZScore, compare_estimates, judge
 
 __all__ = ["Comparison", "CostRatio", "compare", "compare_analyses", "compare_many"]
 
-_NON_LINEAR = ("effective_mass", "correlation_length")
 _LARGEST_RELATIVE_ERROR = 1.0 / 3.0
-_COST_OBSERVABLE = "susceptibility"
 _ENSEMBLES_SHOWN_IN_ALL_PAIRS = 4
 
 
@@ -176,7 +174,7 @@ class Comparison:
         rows = []
         for analysis in self.analyses:
             cost = analysis.cost
-            for name in dict.fromkeys((_COST_OBSERVABLE, analysis.slowest)):
+            for name in dict.fromkeys((analysis.observable_set.cost_observable, analysis.slowest)):
                 estimate = analysis.observables[name]
                 rows.append(
                     (
@@ -343,7 +341,9 @@ def compare_analyses(analyses: Sequence[EnsembleAnalysis], *, level: float = FAM
                 continue
             score = compare_estimates(name, estimate, other)
             row.append(score)
-            if _linear(name, estimate) and _linear(name, other):
+            entry = a.observable_set.entry(name)
+            non_linear = entry is not None and entry.non_linear
+            if not non_linear or (_well_known(estimate) and _well_known(other)):
                 family.append(score)
                 judged[name] = None
         scores[_pair(a, b)] = tuple(row)
@@ -409,21 +409,20 @@ def _frozen(estimate: Estimate) -> bool:
     return math.isinf(estimate.tau_int)
 
 
-def _linear(name: str, estimate: Estimate) -> bool:
-    """Whether linear error propagation can be trusted for this observable."""
-    if not name.startswith(_NON_LINEAR):
-        return True
+def _well_known(estimate: Estimate) -> bool:
+    """Whether linear error propagation can be trusted for a strongly non-linear observable."""
     return estimate.error <= _LARGEST_RELATIVE_ERROR * abs(estimate.value)
 
 
 def _cost_ratios(analyses: Sequence[EnsembleAnalysis]) -> list[CostRatio]:
     baseline = _baseline(analyses)
+    common = baseline.observable_set.cost_observable
     ratios = []
     for analysis in analyses:
         if analysis is baseline:
             continue
         for observable, own, reference in (
-            (_COST_OBSERVABLE, _COST_OBSERVABLE, _COST_OBSERVABLE),
+            (common, common, common),
             ("slowest", analysis.slowest, baseline.slowest),
         ):
             numerator, denominator = analysis.observables[own], baseline.observables[reference]

@@ -1,24 +1,35 @@
-"""Signs that the weights of a flow mislead, where each error bar by itself looks fine.
+"""Signs that weights or chains mislead, where each error bar by itself looks fine.
 
 Errors that come from weights know only what was drawn: a flow that misses part of the target, or draws that one weight
 in a million would have corrected, give small errors around a wrong value. Three comparisons show it: the effective
 sample size seen by the states against the one seen by the draws, ln Z from the draws against ln Z from the states, and
 what was measured against what is known exactly. None of them is part of a judged family.
+
+Errors that come from chains know only where these were: a chain that never leaves its topological sector looks perfect
+within it. The label of the sector shows it: it hardly ever changes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from flowmc_analysis.gamma import GammaResult
 from flowmc_analysis.weight_analysis import WeightAnalysis
 from flowmc_analysis.zscores import ZScore, z_score
 
-__all__ = ["exact_doubts", "weight_doubts"]
+__all__ = ["exact_doubts", "sector_doubts", "weight_doubts"]
+
+Array = npt.NDArray[np.float64]
 
 _FORWARD_BELOW_REVERSE = 0.5
 _LARGEST_Z_OF_LN_Z = 4.0
 _LARGEST_Z_OF_EXACT = 5.0
+_SHORTEST_CHAIN = 10.0  # in autocorrelation times of the sector
+_CHAINS_DISAGREE = 1e-4
 # A perfect flow has weights, and so ln Z, without any error but rounding.
 _ROUND_OFF = 1e-10
 
@@ -39,6 +50,47 @@ def weight_doubts(weights: WeightAnalysis) -> tuple[str, ...]:
             " errors: importance sampling cannot be trusted"
         )
     return tuple(doubts)
+
+
+def sector_doubts(
+    labels: Iterable[str], series: Mapping[str, Array], results: Mapping[str, GammaResult]
+) -> tuple[str, ...]:
+    """Say whether chains hardly leave the sector in which they are.
+
+    Parameters
+    ----------
+    labels
+        Observables that label sectors, of discrete values, or functions of such a label.
+    series
+        Their values on the configurations, ``(chains, n)``.
+    results
+        What the Γ-method found for them.
+
+    Returns
+    -------
+    A sentence on the first label that never changed, or on which the chains disagree or are too short for its
+    autocorrelation time to be known (shorter than ten of it, or without a window). Empty where there is none.
+    """
+    for name in labels:
+        if name not in series or name not in results:
+            continue
+        values, result = series[name], results[name]
+        changes = int(np.count_nonzero(np.diff(values, axis=1)))
+        tau = result.estimate.tau_int
+        if changes == 0:
+            consequence = "nothing shows that other sectors were sampled with their weight"
+        elif result.replica_p_value < _CHAINS_DISAGREE:
+            consequence = f"the chains disagree on it (p = {result.replica_p_value:.1e})"
+        elif not tau * _SHORTEST_CHAIN < values.shape[1] or result.window >= result.w_max - 1:
+            consequence = f"the chains are too short to determine its autocorrelation time ({tau:.3g} or more)"
+        else:
+            continue
+        sentence = (
+            f"{name} {'may be ' if changes else ''}frozen: it changed {changes} times in {values.size} configurations of"
+            f" {values.shape[0]} chains; {consequence}, and errors of all that depends on it are too small"
+        )
+        return (sentence,)
+    return ()
 
 
 def exact_doubts(scores: Sequence[ZScore]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -22,23 +22,25 @@ import numpy as np
 import numpy.typing as npt
 
 from flowmc_analysis.cost import Cost
-from flowmc_analysis.doubts import exact_doubts, weight_doubts
+from flowmc_analysis.doubts import exact_doubts, sector_doubts, weight_doubts
 from flowmc_analysis.errors import TooFewSamplesError
 from flowmc_analysis.estimate import Estimate
 from flowmc_analysis.exact_values import exact_values
 from flowmc_analysis.gamma import GammaResult, gamma_method
-from flowmc_analysis.history import FLOW_KIND, HMC_KIND, History
+from flowmc_analysis.history import FLOW_KIND, HMC_KINDS, History
 from flowmc_analysis.jsonable import json_number
 from flowmc_analysis.monitors import (
     IDENTITIES,
     Monitor,
     judge_monitors,
     monitor_energy_error,
+    monitor_energy_symmetry,
     monitor_identity,
     monitor_mode_drop,
     monitor_weight_ratio,
 )
-from flowmc_analysis.observables import estimate_observables
+from flowmc_analysis.observable_sets import observable_set
+from flowmc_analysis.observables import ObservableSet, estimate_observables
 from flowmc_analysis.production import Production, read_production
 from flowmc_analysis.weight_analysis import WeightAnalysis, analyze_weights
 from flowmc_analysis.zscores import Verdict, ZScore, z_score
@@ -52,7 +54,6 @@ Array = npt.NDArray[np.float64]
 
 TAU_INT_CONVENTION = "white noise = 0.5; tau_int in stored configurations, tau_int_updates in updates"
 
-_TWO_POINT = "two_point_zero_momentum"
 _WEIGHT_ESTIMATES = (
     "ln_z",
     "ln_z_reverse",
@@ -86,7 +87,8 @@ class EnsembleAnalysis:
         Updates after thermalisation, of each chain.
     results
         Γ-method results of the observables by name; array-valued ones have an entry for each component,
-        ``"two_point_zero_momentum[0]"`` up to half the temporal extent. Unit of time: stored configurations.
+        ``"two_point_zero_momentum[0]"`` and so on; correlators up to half the temporal extent. Unit of time: stored
+        configurations.
     series
         Values per configuration of scalar observables, by name, shape ``(chains, n)``.
     action
@@ -125,6 +127,11 @@ class EnsembleAnalysis:
     warnings: tuple[str, ...]
 
     @property
+    def observable_set(self) -> ObservableSet:
+        """Definitions of the observables, those that belong to the field."""
+        return observable_set(self.streams[0].field_name)
+
+    @property
     def observables(self) -> dict[str, Estimate]:
         """Estimates of the observables by name; times in stored configurations."""
         return {name: result.estimate for name, result in self.results.items()}
@@ -151,7 +158,7 @@ class EnsembleAnalysis:
     @property
     def acceptance(self) -> float:
         """Acceptance of the flow's proposals where there are any, else that of HMC, else of all updates."""
-        for kind in (FLOW_KIND, HMC_KIND):
+        for kind in (FLOW_KIND, *HMC_KINDS):
             if kind in self.acceptance_by_kind:
                 return self.acceptance_by_kind[kind].value
         return float(np.mean([estimate.value for estimate in self.acceptance_by_kind.values()]))
@@ -168,8 +175,12 @@ class EnsembleAnalysis:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Signs that weights mislead, or that exact values are missed, one sentence each; they are among the warnings."""
-        return (*(weight_doubts(self.weights) if self.weights else ()), *exact_doubts(self.exact))
+        """Signs that weights or chains mislead, or exact values are missed, a sentence each; among the warnings, too."""
+        return (
+            *(weight_doubts(self.weights) if self.weights else ()),
+            *sector_doubts(self.observable_set.sectors, self.series, self.results),
+            *exact_doubts(self.exact),
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Give the result for JSON; what is not finite becomes ``None``.
@@ -266,11 +277,13 @@ def analyze(
     history = production.history
     context = production.context
     results = _without_mirror_images(
-        estimate_observables(production.measurements, production.observables, context, s=s), context.lattice_size[0]
+        estimate_observables(production.measurements, production.observables, context, s=s),
+        production.observables.correlators,
+        context.lattice_size[0],
     )
     extra = production.further_scalars()
     results.update({name: gamma_method(values, s=s) for name, values in extra.items()})
-    weights = analyze_weights(history, context, s)
+    weights = analyze_weights(history, context, s, inverse_temperature=production.observables.inverse_temperature)
     monitors = _monitors(production, weights)
     analysis = EnsembleAnalysis(
         label=label or production.streams[0].algorithm,
@@ -298,7 +311,8 @@ def analyze(
         warnings=(),
     )
     unfinished = (f"the run is not finished{f': {why}' if why else ''}" for why in production.unfinished)
-    return dataclasses.replace(analysis, warnings=(*unfinished, *_warnings(analysis, history)))
+    unused = (f"{name}, recorded in the run, is not analysed: {why}" for name, why in production.not_analysed.items())
+    return dataclasses.replace(analysis, warnings=(*unfinished, *unused, *_warnings(analysis, history)))
 
 
 def verdict_dict(verdict: Verdict | None) -> dict[str, object] | None:
@@ -315,9 +329,11 @@ def verdict_dict(verdict: Verdict | None) -> dict[str, object] | None:
     }
 
 
-def _without_mirror_images(results: dict[str, GammaResult], temporal_extent: int) -> dict[str, GammaResult]:
+def _without_mirror_images(
+    results: dict[str, GammaResult], correlators: Iterable[str], temporal_extent: int
+) -> dict[str, GammaResult]:
     """Drop C(t) for t > T/2, which repeats C(T - t) number by number."""
-    mirror = {f"{_TWO_POINT}[{t}]" for t in range(temporal_extent // 2 + 1, temporal_extent)}
+    mirror = {f"{name}[{t}]" for name in correlators for t in range(temporal_extent // 2 + 1, temporal_extent)}
     return {name: result for name, result in results.items() if name not in mirror}
 
 
@@ -325,6 +341,8 @@ def _monitors(production: Production, weights: WeightAnalysis | None) -> tuple[M
     monitors = []
     if production.history.delta_h.shape[1]:
         monitors.append(monitor_energy_error(production.history.delta_h))
+        if monitors[0].void:
+            monitors.append(monitor_energy_symmetry(production.history.delta_h))
     monitors += [
         monitor_identity(name, values, production.context.volume)
         for name, values in production.recorded.items()
@@ -385,6 +403,9 @@ def _sortable(tau: float) -> tuple[bool, float]:
 
 def _warnings(analysis: EnsembleAnalysis, history: History) -> Iterator[str]:
     for name, estimate in analysis.observables.items():
+        entry = analysis.observable_set.entry(name)
+        if math.isinf(estimate.tau_int) and entry is not None and entry.may_be_constant:
+            continue
         yield from (f"{name}: {warning}" for warning in estimate.warnings)
     for kind, estimate in analysis.acceptance_by_kind.items():
         if estimate.value == 0.0:

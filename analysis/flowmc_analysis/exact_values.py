@@ -1,11 +1,12 @@
 """What is known exactly about a simulated theory: values to hold its ensembles against.
 
-The two-dimensional Ising model without a field by Kaufman's formula, the antiferromagnet on even extents only, and the
-free scalar field in any dimension.
+The two-dimensional Ising model without a field by Kaufman's formula, the antiferromagnet on even extents only, the
+free scalar field in any dimension, and U(1) gauge theory in two dimensions by its characters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -16,11 +17,13 @@ from flowmc_analysis.exact import (
     free_scalar_susceptibility,
 )
 from flowmc_analysis.exact_ising import ising_exact
+from flowmc_analysis.exact_u1 import u1_exact, u1_flux_mean, u1_polyakov_loop_squared
 from flowmc_analysis.observables import ObservableContext
 
 __all__ = ["exact_values"]
 
-_ISING_SMALLEST_EXTENT = 2
+_SMALLEST_EXTENT = 2
+_LARGEST_LOOP = 3
 
 
 def exact_values(theory: str, context: ObservableContext) -> dict[str, float]:
@@ -50,7 +53,7 @@ def exact_values(theory: str, context: ObservableContext) -> dict[str, float]:
 def _ising(context: ObservableContext) -> dict[str, float]:
     beta, coupling = context.coupling("beta"), context.coupling("coupling")
     size = context.lattice_size
-    if len(size) != 2 or min(size) < _ISING_SMALLEST_EXTENT or context.coupling("field") != 0.0:
+    if len(size) != 2 or min(size) < _SMALLEST_EXTENT or context.coupling("field") != 0.0:
         return {}
     if not beta > 0.0 or coupling == 0.0 or (coupling < 0.0 and any(extent % 2 for extent in size)):
         return {}
@@ -75,6 +78,32 @@ def _free_scalar(context: ObservableContext) -> dict[str, float]:
     }
 
 
+def _u1(context: ObservableContext) -> dict[str, float]:
+    beta, lattice = context.coupling("beta"), context.lattice_size
+    if len(lattice) != 2 or min(lattice) < _SMALLEST_EXTENT or not beta > 0.0:
+        return {}
+    size = (lattice[0], lattice[1])
+    solution = u1_exact(size, beta)
+    sides = range(1, _LARGEST_LOOP + 1)
+    fitting = {(r, t): u1_flux_mean(size, beta, r * t) for r in sides for t in sides if r < size[1] and t < size[0]}
+    loops = {f"wilson_loop_{r}x{t}": value for (r, t), value in fitting.items() if (r, t) != (1, 1)}
+    if (2, 2) in fitting:
+        ratio = fitting[2, 2] * fitting[1, 1] / (fitting[1, 2] * fitting[2, 1])
+        loops["string_tension"] = -math.log(ratio)
+    return {
+        "plaquette": solution.plaquette,
+        **loops,
+        "topological_charge": 0.0,
+        "charge_squared": solution.charge_squared,
+        "topological_susceptibility": solution.topological_susceptibility,
+        "polyakov_loop": 0.0,
+        "polyakov_loop_squared": u1_polyakov_loop_squared(size, beta),
+        "action_density": solution.action_density,
+        "ln_z": solution.log_z,
+        "action_importance": solution.action_density * context.volume,
+    }
+
+
 _SOLUTIONS: Mapping[str, Callable[[ObservableContext], dict[str, float]]] = MappingProxyType(
-    {"ising": _ising, "free_scalar": _free_scalar}
+    {"ising": _ising, "free_scalar": _free_scalar, "u1": _u1}
 )

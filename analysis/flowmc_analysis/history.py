@@ -19,14 +19,14 @@ from flowmc_analysis.errors import AnalysisError, NonFiniteError
 if TYPE_CHECKING:
     from flowmc_ensembles.reader import Stream
 
-__all__ = ["FLOW_KIND", "HMC_KIND", "History", "read_history"]
+__all__ = ["FLOW_KIND", "HMC_KINDS", "History", "read_history"]
 
 Array = npt.NDArray[np.float64]
 
 # Parts of a run over which the wall time is compared with itself.
 _WALLTIME_PARTS = 20
 
-HMC_KIND = "hmc"
+HMC_KINDS = ("hmc", "pseudofermion_hmc")
 FLOW_KIND = "flow"
 
 
@@ -175,8 +175,8 @@ def _read_columns(stream: Stream) -> _Columns:
     numbers = np.asarray(stream.history("proposal_kind"), dtype=np.int64)[kept]
     kinds = np.array([description.proposal_kinds.get(int(n), f"kind_{n}") for n in numbers], dtype=np.str_)
 
-    def rows_of(name: str, kind: str) -> Array:
-        rows = kinds == kind
+    def rows_of(name: str, *wanted: str) -> Array:
+        rows = np.isin(kinds, wanted)
         if not rows.any():
             return np.empty((description.n_chains, 0))
         table: Array = np.asarray(stream.history(name), dtype=np.float64)
@@ -191,7 +191,7 @@ def _read_columns(stream: Stream) -> _Columns:
         update=update[kept],
         kinds=kinds,
         acceptance=np.asarray(stream.history(acceptance), dtype=np.float64)[kept].T,
-        delta_h=rows_of("delta_H", HMC_KIND),
+        delta_h=rows_of("delta_H", *HMC_KINDS),
         log_weight=rows_of("log_weight", FLOW_KIND),
         log_weight_current=rows_of("log_weight_current", FLOW_KIND),
         action_proposed=rows_of("action_proposed", FLOW_KIND) if "action_proposed" in stream.history_names else None,

@@ -185,5 +185,9 @@ ISING_OBSERVABLES = ObservableSet(
         }
     ),
     histories=("energy", "magnetisation_abs"),
+    cost_observable="susceptibility",
+    records=MappingProxyType({"action": ("action",), "action_squared": ("action",)}),
+    correlators=MappingProxyType({"two_point_zero_momentum": ""}),
+    inverse_temperature="beta",
 )
 """The observables of Ising spins by name, as defined at the top of this module."""

@@ -114,7 +114,10 @@ CORRELATION_OBSERVABLES: Mapping[str, Observable] = MappingProxyType(
             "two-point function at zero spatial momentum C(t)",
         ),
         "correlation_length": Observable(
-            ("magnetisation_squared", "momentum_mode_squared"), _correlation_length, "second-moment correlation length"
+            ("magnetisation_squared", "momentum_mode_squared"),
+            _correlation_length,
+            "second-moment correlation length",
+            non_linear=True,
         ),
     }
 )

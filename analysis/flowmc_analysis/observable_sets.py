@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from flowmc_analysis.errors import AnalysisError
+from flowmc_analysis.gauge_observables import GAUGE_OBSERVABLES
 from flowmc_analysis.ising_observables import ISING_OBSERVABLES
 from flowmc_analysis.observables import ObservableSet
 from flowmc_analysis.scalar_observables import SCALAR_OBSERVABLES
@@ -13,7 +14,7 @@ from flowmc_analysis.scalar_observables import SCALAR_OBSERVABLES
 __all__ = ["OBSERVABLE_SETS", "observable_set"]
 
 OBSERVABLE_SETS: Mapping[str, ObservableSet] = MappingProxyType(
-    {entry.field_name: entry for entry in (SCALAR_OBSERVABLES, ISING_OBSERVABLES)}
+    {entry.field_name: entry for entry in (SCALAR_OBSERVABLES, ISING_OBSERVABLES, GAUGE_OBSERVABLES)}
 )
 """The sets of observables by the name of the field in an ensemble."""
 

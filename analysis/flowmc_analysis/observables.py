@@ -2,13 +2,18 @@ r"""Observables of lattice fields: the framework, whatever the field.
 
 *Primary* observables are numbers (or short arrays) per configuration; a *derived* observable is a function of the
 expectation values of primary ones, and its error comes from linear propagation (`flowmc_analysis.gamma`). What is
-measured on one kind of field is an `ObservableSet`: `flowmc_analysis.scalar_observables` and
-`flowmc_analysis.ising_observables` define one each, and `flowmc_analysis.observable_sets` finds the one of a stored
-field by its name.
+measured on one kind of field is an `ObservableSet`: `flowmc_analysis.scalar_observables`,
+`flowmc_analysis.ising_observables` and `flowmc_analysis.gauge_observables` define one each, and
+`flowmc_analysis.observable_sets` finds the one of a stored field by its name.
+
+Some numbers cannot be had from a field afterwards, or only at great cost: the run records them with the configurations,
+the action first of all. A set says which of its primaries need which records; where these are missing, so are the
+primaries and what is derived from them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,17 +34,18 @@ __all__ = [
     "ObservableSet",
     "action",
     "action_squared",
+    "effective_mass",
     "estimate_observables",
     "measure",
     "observable_series",
+    "recorded",
 ]
 
 Array = npt.NDArray[np.float64]
 Field = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 _T = TypeVar("_T")
 
-# Primary observables that cannot be measured without the stored action.
-_OF_THE_ACTION = ("action", "action_squared")
+_ACTION = "action"
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,15 @@ class Configurations:
     Parameters
     ----------
     field
-        Real or integer fields of shape ``(..., *lattice)``, the first lattice axis being time.
+        Real or integer fields of shape ``(..., *lattice, *internal)``, the first lattice axis being time.
     dimension
         Number of lattice axes, at least one.
     action
         Action of each configuration, shape ``(...)``, or ``None`` if unknown.
+    internal
+        Number of axes behind those of the lattice (one for link fields: the direction).
+    recorded
+        What a run measured on the configurations, by name, each of shape ``(...)`` or ``(..., k)``.
 
     Raises
     ------
@@ -64,14 +74,18 @@ class Configurations:
     field: Field
     dimension: int
     action: Array | None = None
+    internal: int = 0
+    recorded: Mapping[str, Array] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         values = np.asarray(self.field)
-        if not 1 <= self.dimension <= values.ndim or values.dtype.kind not in "fiu" or 0 in self.lattice_size:
+        fits = self.dimension >= 1 and self.internal >= 0 and self.dimension + self.internal <= values.ndim
+        if not fits or values.dtype.kind not in "fiu" or 0 in self.lattice_size:
             raise SampleShapeError(
-                got=f"a field of dtype {values.dtype}, shape {values.shape}, dimension = {self.dimension}",
-                expected="real fields of shape (..., *lattice), dimension >= 1",
-                fix="pass the number of lattice axes, which come last",
+                got=f"a field of dtype {values.dtype}, shape {values.shape}, dimension = {self.dimension},"
+                f" internal = {self.internal}",
+                expected="real fields of shape (..., *lattice, *internal), dimension >= 1",
+                fix="pass the number of lattice axes, which come last but for the internal ones",
             )
         if self.action is not None and np.shape(self.action) != self.batch_shape:
             raise SampleShapeError(
@@ -79,16 +93,25 @@ class Configurations:
                 expected="one action for each configuration",
                 fix="pass action with the shape of the field without its lattice axes",
             )
+        axes = len(self.batch_shape)
+        for name, values in self.recorded.items():
+            if np.shape(values)[:axes] != self.batch_shape or np.ndim(values) > axes + 1:
+                raise SampleShapeError(
+                    got=f"the record {name!r} of shape {np.shape(values)} for configurations {self.batch_shape}",
+                    expected="one number, or a row of numbers, for each configuration",
+                    fix="pass records of the same configurations",
+                )
 
     @property
     def lattice_size(self) -> tuple[int, ...]:
         """Extents of the lattice, time first."""
-        return tuple(np.shape(self.field)[-self.dimension :])
+        shape = np.shape(self.field)
+        return tuple(shape[axis] for axis in self.lattice_axes)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """Shape of the set of configurations."""
-        return tuple(np.shape(self.field)[: -self.dimension])
+        return tuple(np.shape(self.field)[: -self.dimension - self.internal])
 
     @property
     def volume(self) -> int:
@@ -98,7 +121,7 @@ class Configurations:
     @property
     def lattice_axes(self) -> tuple[int, ...]:
         """Axes of the field that count sites, from the end."""
-        return tuple(range(-self.dimension, 0))
+        return tuple(range(-self.dimension - self.internal, -self.internal))
 
 
 def action(configurations: Configurations) -> Array:
@@ -121,6 +144,40 @@ def action(configurations: Configurations) -> Array:
 def action_squared(configurations: Configurations) -> Array:
     """Give the square of the action of each configuration, shape ``(...)``."""
     return action(configurations) ** 2
+
+
+def recorded(name: str) -> Callable[[Configurations], Array]:
+    """Make the primary observable that is what the run recorded under a name, as it is.
+
+    The primary raises an `AnalysisError` where configurations come without that record.
+    """
+
+    def primary(configurations: Configurations) -> Array:
+        return np.asarray(_lookup(configurations.recorded, name), dtype=np.float64)
+
+    return primary
+
+
+def effective_mass(correlator: Array) -> Array:
+    """Give the effective mass of a periodic correlator, ``arcosh((C(t+1) + C(t-1)) / 2 C(t))``.
+
+    Parameters
+    ----------
+    correlator
+        C(t) for ``t = 0 ... T - 1``, shape ``(T,)``.
+
+    Returns
+    -------
+    The mass for ``t = 1 ... T//2``, in lattice units; NaN where the correlator is not convex.
+
+    Examples
+    --------
+    >>> effective_mass(np.cosh(0.5 * (np.arange(8) - 4))).round(12)
+    array([0.5, 0.5, 0.5, 0.5])
+    """
+    times = np.arange(1, correlator.size // 2 + 1)
+    neighbours = correlator[times - 1] + np.take(correlator, times + 1, mode="wrap")
+    return np.asarray(np.arccosh(neighbours / (2.0 * correlator[times])))
 
 
 @dataclass(frozen=True)
@@ -181,6 +238,10 @@ class Observable:
     applies
         Whether the observable means something on that lattice at these couplings; where it does not, it is measured only
         if asked for by name.
+    non_linear
+        Whether it depends so strongly on its primaries that linear error propagation needs a small relative error.
+    may_be_constant
+        Whether the same value on all configurations is nothing to wonder at (a sign that is always positive).
     """
 
     primaries: tuple[str, ...]
@@ -189,6 +250,8 @@ class Observable:
     first_index: int = 0
     average: bool = False
     applies: Callable[[ObservableContext], bool] = field(default=lambda _: True, repr=False)
+    non_linear: bool = False
+    may_be_constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +271,21 @@ class ObservableSet:
     observables
         The observables by name.
     histories
-        Observables whose histories are drawn in a report; each is an average.
+        Observables whose histories are drawn in a report, where they were measured; each is an average.
+    cost_observable
+        Observable, one number, whose autocorrelation time the cost of an ensemble is counted with, beside the slowest.
+    records
+        Primaries that need records of the run, to the names of these; the action is a record, too.
+    internal_axes
+        Names of the axes behind those of the lattice.
+    correlators
+        Functions of the time separation t = 0 ... T - 1, symmetric under t -> T - t, to their effective masses (an empty
+        name where there is none).
+    sectors
+        Averages of discrete values that label the sectors of configuration space, or functions of such a label: a chain
+        in which they hardly change samples one sector only.
+    inverse_temperature
+        Name of the coupling that multiplies the whole action, where there is one: S = beta H.
     """
 
     field_name: str
@@ -217,6 +294,23 @@ class ObservableSet:
     primaries: Mapping[str, Callable[[Configurations], Array]] = field(repr=False)
     observables: Mapping[str, Observable] = field(repr=False)
     histories: tuple[str, ...]
+    cost_observable: str
+    records: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: MappingProxyType({"action": (_ACTION,)}), repr=False
+    )
+    internal_axes: tuple[str, ...] = ()
+    correlators: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    sectors: tuple[str, ...] = ()
+    inverse_temperature: str = ""
+
+    @property
+    def recorded_names(self) -> frozenset[str]:
+        """Names of all records that any primary needs, but for the action."""
+        return frozenset(name for names in self.records.values() for name in names) - {_ACTION}
+
+    def entry(self, name: str) -> Observable | None:
+        """Find the observable behind a name of results, ``"effective_mass[1]"`` too; None for one of no set."""
+        return self.observables.get(name.partition("[")[0])
 
 
 def measure(
@@ -227,7 +321,7 @@ def measure(
     Parameters
     ----------
     configurations
-        Fields of shape ``(..., *lattice)``, with the actions where they are asked for.
+        Fields of shape ``(..., *lattice, *internal)``, with the action and further records where they are asked for.
     observables
         The set that belongs to the field.
     primaries
@@ -241,7 +335,7 @@ def measure(
     Raises
     ------
     AnalysisError
-        If a name is unknown or an action is missing.
+        If a name is unknown, or the action or another record is missing.
 
     Examples
     --------
@@ -252,7 +346,8 @@ def measure(
     """
     table = observables.primaries
     if primaries is None:
-        primaries = [name for name in table if name not in _OF_THE_ACTION or configurations.action is not None]
+        known = set(configurations.recorded) | (set() if configurations.action is None else {_ACTION})
+        primaries = [name for name in table if set(observables.records.get(name, ())) <= known]
     return {name: _lookup(table, name)(configurations) for name in primaries}
 
 

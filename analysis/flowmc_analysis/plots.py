@@ -226,9 +226,10 @@ def plot_two_point(
     masses: Mapping[str, float] | None = None,
     *,
     temporal_extent: int,
+    title: str = "two-point function at zero momentum",
     styles: Mapping[str, SeriesStyle] | None = None,
 ) -> Figure:
-    """Show the two-point function at zero momentum on a logarithmic axis, with a hyperbolic cosine.
+    """Show a two-point function at zero momentum on a logarithmic axis, with a hyperbolic cosine.
 
     Parameters
     ----------
@@ -239,6 +240,8 @@ def plot_two_point(
         without one get no curve.
     temporal_extent
         Extent T of the lattice in time.
+    title
+        What it is the two-point function of.
     styles
         Look of each label.
 
@@ -285,7 +288,7 @@ def plot_two_point(
     axis.set_xlabel("time separation t (lattice units)")
     axis.set_ylabel("C(t)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    set_title(axis, "two-point function at zero momentum")
+    set_title(axis, title)
     add_legend(axis)
     return figure
 
@@ -294,9 +297,10 @@ def plot_effective_mass(
     masses: Mapping[str, Sequence[Estimate]],
     *,
     first_separation: int = 1,
+    title: str = "effective mass (cosh)",
     styles: Mapping[str, SeriesStyle] | None = None,
 ) -> Figure:
-    """Show the effective mass against the time separation.
+    """Show an effective mass against the time separation.
 
     Parameters
     ----------
@@ -304,6 +308,8 @@ def plot_effective_mass(
         Label to the effective mass in lattice units, one estimate per separation.
     first_separation
         Time separation of the first estimate.
+    title
+        What it is the mass of.
     styles
         Look of each label.
 
@@ -315,7 +321,7 @@ def plot_effective_mass(
     figure, axis = _against_separation(masses, first_separation, styles)
     axis.set_xlabel("time separation t (lattice units)")
     axis.set_ylabel(r"$m_\mathrm{eff}(t)$ (lattice units)")
-    set_title(axis, "effective mass (cosh)")
+    set_title(axis, title)
     return figure
 
 

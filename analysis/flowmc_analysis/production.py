@@ -50,7 +50,8 @@ class Production:
     measurements
         Primary observables by name, ``(chains, n)`` or ``(chains, n, k)``, and ``action`` ``(chains, n)``.
     recorded
-        Scalars measured during the run (identities and others), by name, ``(chains, n)``.
+        Scalars measured during the run that are not among the primaries (identities and others), by name, ``(chains,
+        n)``.
     history
         The updates.
     updates_per_configuration
@@ -86,7 +87,21 @@ class Production:
 
     def further_scalars(self) -> dict[str, Array]:
         """Give the recorded scalars that are observables of their own (identities are checks), ``(chains, n)``."""
-        return {name: values for name, values in self.recorded.items() if name not in IDENTITIES}
+        left_out = {*IDENTITIES, *self.not_analysed}
+        return {name: values for name, values in self.recorded.items() if name not in left_out}
+
+    @property
+    def not_analysed(self) -> dict[str, str]:
+        """Why recorded scalars are no observables of their own although they are no identities, by name."""
+        reasons = {}
+        for name, values in self.recorded.items():
+            if name in IDENTITIES:
+                continue
+            if self.observables.entry(name) is not None:
+                reasons[name] = "the observable of that name is measured on the configurations"
+            elif not np.isfinite(values).all():
+                reasons[name] = f"{np.count_nonzero(~np.isfinite(values))} of {values.size} values are not finite"
+        return reasons
 
     def scalar_series(self) -> dict[str, Array]:
         """Give the observables that are plain averages, configuration by configuration, ``(chains, n)`` each."""
@@ -130,12 +145,16 @@ def read_production(path: str | PathLike[str], streams: Sequence[int] | None = N
     kept = [_production_rows(part, index) for index, part in zip(chosen, parts, strict=True)]
     _check_replicas(parts, kept, chosen)
     observables = observable_set(parts[0].description.field_name)
+    _check_internal_axes(parts, chosen, observables)
     dimension = len(description.lattice_size)
+    tables = [_recorded_tables(part, rows.start) for part, rows in zip(parts, kept, strict=True)]
+    common = set.intersection(*(set(table) for table in tables))
+    needed = common & observables.recorded_names
     measured = [
-        _measure_stream(part, rows.start, dimension, observables) for part, rows in zip(parts, kept, strict=True)
+        _measure_stream(part, rows.start, dimension, observables, {name: table[name] for name in needed})
+        for part, rows, table in zip(parts, kept, tables, strict=True)
     ]
-    recorded = [_recorded_scalars(part, rows.start) for part, rows in zip(parts, kept, strict=True)]
-    common = set.intersection(*(set(table) for table in recorded))
+    scalars = sorted(name for name in common - needed if all(table[name].ndim == 2 for table in tables))
     first = kept[0].trajectory
     return Production(
         description=description,
@@ -143,7 +162,7 @@ def read_production(path: str | PathLike[str], streams: Sequence[int] | None = N
         observables=observables,
         trajectory=first,
         measurements={name: np.concatenate([table[name] for table in measured]) for name in measured[0]},
-        recorded={name: np.concatenate([table[name] for table in recorded]) for name in sorted(common)},
+        recorded={name: np.concatenate([table[name].T for table in tables]) for name in scalars},
         history=read_history(parts),
         updates_per_configuration=_spacing(first),
         # A store that never says whether it is finished is taken at its word.
@@ -170,12 +189,6 @@ def _production_rows(stream: Stream, index: int) -> _Rows:
             expected="configurations after thermalisation",
             fix="continue the run: there is no production to analyse yet",
         )
-    if description.internal_axes:
-        raise AnalysisError(
-            got=f"the field {description.field_name!r} with internal axes {list(description.internal_axes)}",
-            expected="one number at each site: a field without internal axes",
-            fix="read the configurations with flowmc_ensembles and use the array-level functions of flowmc_analysis",
-        )
     return _Rows(start, trajectory[start:])
 
 
@@ -194,11 +207,25 @@ def _check_replicas(parts: Sequence[Stream], kept: Sequence[_Rows], chosen: Sequ
             )
 
 
+def _check_internal_axes(parts: Sequence[Stream], chosen: Sequence[int], observables: ObservableSet) -> None:
+    for index, part in zip(chosen, parts, strict=True):
+        axes = part.description.internal_axes
+        if tuple(axes) != observables.internal_axes:
+            raise AnalysisError(
+                got=f"stream {index}: the field {part.description.field_name!r} with internal axes {list(axes)}",
+                expected=f"{observables.values}, with internal axes {list(observables.internal_axes)}",
+                fix="read the configurations with flowmc_ensembles and use the array-level functions of flowmc_analysis",
+            )
+
+
 def _spacing(trajectory: npt.NDArray[np.int64]) -> float:
     return float(trajectory[-1] - trajectory[0]) / (trajectory.size - 1) if trajectory.size > 1 else 1.0
 
 
-def _measure_stream(stream: Stream, start: int, dimension: int, observables: ObservableSet) -> dict[str, Array]:
+def _measure_stream(
+    stream: Stream, start: int, dimension: int, observables: ObservableSet, tables: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Measure the rows from ``start`` on; the tables begin there."""
     blocks: list[dict[str, Array]] = []
     name, stop = stream.description.field_name, stream.n_configurations
     first = stream.configurations(name, start=start, stop=start + 1)
@@ -214,14 +241,17 @@ def _measure_stream(stream: Stream, start: int, dimension: int, observables: Obs
                 fix="use the array-level functions of flowmc_analysis on other fields",
             )
         action = np.asarray(stream.configurations("action", start=low, stop=high, verify=False), dtype=np.float64)
-        blocks.append(measure(Configurations(field, dimension, action), observables))
+        recorded = {key: table[low - start : high - start] for key, table in tables.items()}
+        internal = len(observables.internal_axes)
+        blocks.append(measure(Configurations(field, dimension, action, internal, recorded), observables))
     return {key: np.concatenate([block[key] for block in blocks]).swapaxes(0, 1) for key in blocks[0]}
 
 
-def _recorded_scalars(stream: Stream, start: int) -> dict[str, Array]:
+def _recorded_tables(stream: Stream, start: int) -> dict[str, Array]:
+    """Read what was measured in the run: numbers, or rows of numbers, ``(n, chain)`` or ``(n, chain, k)``."""
     tables = {name: np.asarray(stream.observable(name)) for name in stream.observable_names}
     return {
-        name: table[start:].T.astype(np.float64)
+        name: table[start:].astype(np.float64)
         for name, table in tables.items()
-        if table.ndim == 2 and table.dtype.kind in "fiu"
+        if table.ndim in (2, 3) and table.dtype.kind in "fiu"
     }

@@ -156,7 +156,7 @@ def _tiles(analyses: Sequence[EnsembleAnalysis], comparison: Comparison | None) 
             + (f"; {format_number(ratio.with_training.value)} with training" if ratio.break_even else ""),
         )
         for ratio in ratios
-        if ratio.observable == "susceptibility"
+        if ratio.observable == analyses[0].observable_set.cost_observable
     ]
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import scipy.special
 
 from flowmc_analysis import plots
-from flowmc_analysis.observable_sets import observable_set
 from flowmc_analysis.plot_style import SeriesStyle, series_styles
 
 if TYPE_CHECKING:
@@ -20,13 +19,12 @@ if TYPE_CHECKING:
 
     from flowmc_analysis.comparison import Comparison
     from flowmc_analysis.ensemble import EnsembleAnalysis
+    from flowmc_analysis.estimate import Estimate
 
 __all__ = ["Picture", "cosh_mass", "draw_pictures"]
 
 _RESOLUTION = 150  # of the parts drawn as pixels, dots per inch
 _PIXELS_PER_INCH = 88.0
-_TWO_POINT = "two_point_zero_momentum"
-_EFFECTIVE_MASS = "effective_mass"
 _CORRELATION = "correlation"
 _LARGEST_RELATIVE_ERROR = 1.0 / 3.0
 
@@ -87,8 +85,15 @@ def draw_pictures(
     return tuple(pictures)
 
 
-def cosh_mass(analysis: EnsembleAnalysis) -> float:
-    """Average the effective mass over the separations where it is known to a third, weighted by inverse variance.
+def cosh_mass(analysis: EnsembleAnalysis, name: str) -> float:
+    """Average an effective mass over the separations where it is known to a third, weighted by inverse variance.
+
+    Parameters
+    ----------
+    analysis
+        The ensemble.
+    name
+        Name of the effective mass.
 
     Returns
     -------
@@ -96,7 +101,7 @@ def cosh_mass(analysis: EnsembleAnalysis) -> float:
     """
     known = [
         mass
-        for mass in analysis.components(_EFFECTIVE_MASS)
+        for mass in analysis.components(name)
         if math.isfinite(mass.value) and 0.0 < mass.error < _LARGEST_RELATIVE_ERROR * mass.value
     ]
     weights = [mass.error**-2 for mass in known]
@@ -120,8 +125,10 @@ def _histories(analyses: Sequence[EnsembleAnalysis], styles: Mapping[str, Series
     updates = {analysis.label: analysis.updates for analysis in analyses}
     pictures = []
     # Ensembles in one report are of one theory.
-    for name in observable_set(analyses[0].streams[0].field_name).histories:
-        series = {analysis.label: analysis.series[name] for analysis in analyses}
+    for name in analyses[0].observable_set.histories:
+        series = {analysis.label: analysis.series[name] for analysis in analyses if name in analysis.series}
+        if not series:
+            continue
         figure = plots.plot_history(series, name=name, updates=updates, styles=styles)
         caption = f"History of {name} after thermalisation (lattice units). Drifts and steps mean trouble."
         pictures.append(_picture("Histories", figure, caption))
@@ -130,7 +137,8 @@ def _histories(analyses: Sequence[EnsembleAnalysis], styles: Mapping[str, Series
 
 def _autocorrelations(analyses: Sequence[EnsembleAnalysis], styles: Mapping[str, SeriesStyle]) -> list[Picture]:
     pictures = []
-    for name in dict.fromkeys(["susceptibility", *(analysis.slowest for analysis in analyses)]):
+    usual = analyses[0].observable_set.cost_observable
+    for name in dict.fromkeys([usual, *(analysis.slowest for analysis in analyses)]):
         results = {analysis.label: analysis.results[name] for analysis in analyses if name in analysis.results}
         tau = plots.plot_tau_int(results, name=name, styles=styles)
         rho = plots.plot_autocorrelation(results, name=name, styles=styles)
@@ -153,29 +161,39 @@ def _weights(analyses: Sequence[EnsembleAnalysis], styles: Mapping[str, SeriesSt
 
 
 def _correlators(analyses: Sequence[EnsembleAnalysis], styles: Mapping[str, SeriesStyle]) -> list[Picture]:
-    correlators = {a.label: a.components(_TWO_POINT) for a in analyses}
-    masses = {a.label: cosh_mass(a) for a in analyses}
-    extent = analyses[0].description.lattice_size[0]
-    curves = " Curves: A cosh(m(t − T/2)) with the mean effective mass."
-    pictures = [
-        _picture(
-            "Correlators",
-            plots.plot_two_point(correlators, masses, temporal_extent=extent, styles=styles),
-            "Two-point function at zero spatial momentum, C(t), shown up to T/2 (it is symmetric)."
-            + (curves if any(math.isfinite(mass) for mass in masses.values()) else ""),
-        )
-    ]
-    effective = {a.label: a.components(_EFFECTIVE_MASS) for a in analyses if a.components(_EFFECTIVE_MASS)}
-    if effective:
-        figure = plots.plot_effective_mass(effective, styles=styles)
-        caption = "Effective mass arcosh[(C(t+1) + C(t−1)) / 2C(t)]; a plateau is the mass of the lightest state."
+    extent, definitions = analyses[0].description.lattice_size[0], analyses[0].observable_set
+    pictures = []
+    for name, mass in definitions.correlators.items():
+        correlators = _measured(analyses, name)
+        if not correlators:
+            continue
+        masses = {a.label: cosh_mass(a, mass) for a in analyses}
+        title = definitions.observables[name].description
+        figure = plots.plot_two_point(correlators, masses, temporal_extent=extent, title=title, styles=styles)
+        caption = f"{title[0].upper()}{title[1:]}, shown up to T/2 (it is symmetric)."
+        if any(math.isfinite(value) for value in masses.values()):
+            caption += " Curves: A cosh(m(t − T/2)) with the mean effective mass."
         pictures.append(_picture("Correlators", figure, caption))
-    correlations = {a.label: a.components(_CORRELATION) for a in analyses if a.components(_CORRELATION)}
+        effective = _measured(analyses, mass)
+        if effective:
+            title = definitions.observables[mass].description
+            figure = plots.plot_effective_mass(effective, title=title, styles=styles)
+            caption = (
+                f"{title[0].upper()}{title[1:]}: arcosh[(C(t+1) + C(t−1)) / 2C(t)]; a plateau is the mass of the"
+                " lightest state."
+            )
+            pictures.append(_picture("Correlators", figure, caption))
+    correlations = _measured(analyses, _CORRELATION)
     if correlations:
         figure = plots.plot_correlation(correlations, styles=styles)
         caption = "Correlation of two spins at distance r along an axis, over sites and axes averaged."
         pictures.append(_picture("Correlators", figure, caption))
     return pictures
+
+
+def _measured(analyses: Sequence[EnsembleAnalysis], name: str) -> dict[str, tuple[Estimate, ...]]:
+    """Components of an array-valued observable by label, where it was measured."""
+    return {a.label: a.components(name) for a in analyses if a.components(name)}
 
 
 def _picture(section: str, figure: Figure, caption: str) -> Picture:

@@ -34,14 +34,13 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from flowmc_analysis.magnetic_observables import CORRELATION_OBSERVABLES, MAGNETIC_OBSERVABLES, MAGNETIC_PRIMARIES
-from flowmc_analysis.observables import Configurations, Observable, ObservableContext, ObservableSet, action
+from flowmc_analysis.observables import Configurations, Observable, ObservableSet, action, effective_mass
 
 __all__ = ["SCALAR_OBSERVABLES"]
 
@@ -51,13 +50,6 @@ Array = npt.NDArray[np.float64]
 def _phi_squared(configurations: Configurations) -> Array:
     square = np.square(configurations.field, dtype=np.float64)
     return np.asarray(square.mean(axis=configurations.lattice_axes), dtype=np.float64)
-
-
-def _effective_mass(means: Mapping[str, Array], _: ObservableContext) -> Array:
-    correlation = means["two_point_zero_momentum"]
-    times = np.arange(1, correlation.size // 2 + 1)
-    neighbours = correlation[times - 1] + np.take(correlation, times + 1, mode="wrap")
-    return np.asarray(np.arccosh(neighbours / (2.0 * correlation[times])))
 
 
 SCALAR_OBSERVABLES = ObservableSet(
@@ -76,11 +68,17 @@ SCALAR_OBSERVABLES = ObservableSet(
             ),
             "two_point_zero_momentum": CORRELATION_OBSERVABLES["two_point_zero_momentum"],
             "effective_mass": Observable(
-                ("two_point_zero_momentum",), _effective_mass, "effective mass, cosh form", first_index=1
+                ("two_point_zero_momentum",),
+                lambda a, _: effective_mass(a["two_point_zero_momentum"]),
+                "effective mass, cosh form",
+                first_index=1,
+                non_linear=True,
             ),
             "correlation_length": CORRELATION_OBSERVABLES["correlation_length"],
         }
     ),
     histories=("magnetisation", "action_density"),
+    cost_observable="susceptibility",
+    correlators=MappingProxyType({"two_point_zero_momentum": "effective_mass"}),
 )
 """The observables of a real scalar field by name, as defined at the top of this module."""

@@ -53,11 +53,11 @@ class WeightAnalysis:
     action_importance
         ``<S>`` from the weighted draws; None where the run did not store the action of its proposals.
     energy_importance
-        ``<S>/(beta V)``, the energy per site, from the weighted draws; None as above, or without a coupling ``beta``.
+        ``<S>/(beta V)``, the energy per site, from the weighted draws; None as above, or without a temperature.
     entropy_per_site
         ``(ln Z + <S>)/V`` in nats, from the weighted draws; None likewise.
     free_energy_per_site
-        ``-ln Z/(beta V)`` from the draws; None without a coupling ``beta``.
+        ``-ln Z/(beta V)`` from the draws; None without a temperature.
     tau_int_independence
         Autocorrelation time, in updates, of a chain of flow proposals alone, for observables that ignore the weight.
     n_nonfinite
@@ -97,7 +97,9 @@ class WeightAnalysis:
         return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
-def analyze_weights(history: History, context: ObservableContext, s: float = 2.0) -> WeightAnalysis | None:
+def analyze_weights(
+    history: History, context: ObservableContext, s: float = 2.0, *, inverse_temperature: str = ""
+) -> WeightAnalysis | None:
     """Analyse the weights of a production.
 
     Parameters
@@ -105,9 +107,11 @@ def analyze_weights(history: History, context: ObservableContext, s: float = 2.0
     history
         The updates after thermalisation.
     context
-        Lattice and couplings; thermodynamics per site are given where ``beta`` is among them and not zero.
+        Lattice and couplings.
     s
         Window parameter of the Γ-method.
+    inverse_temperature
+        Name of the coupling beta of ``S = beta H``; thermodynamics per site are given where there is one, not zero.
 
     Returns
     -------
@@ -116,7 +120,7 @@ def analyze_weights(history: History, context: ObservableContext, s: float = 2.0
     draws, states = history.log_weight, history.log_weight_current
     if np.isfinite(draws).sum() < 2:
         return None
-    beta, volume, action = context.couplings.get("beta", 0.0), context.volume, history.action_proposed
+    beta, volume, action = context.couplings.get(inverse_temperature, 0.0), context.volume, history.action_proposed
     ln_z = log_partition_function(draws)
     mean_action = None if action is None else importance_mean(draws, action)
     entropy = None if action is None or not beta else importance_entropy(draws, action)

@@ -1,4 +1,4 @@
-"""Synthetic ensembles of the free scalar field and of the Ising model, written with the project's own writer.
+"""Synthetic ensembles of the free scalar field and of the Ising model, written with the project's own writer; U(1) links.
 
 The target and the "flow" are free fields of different mass, or enumerated Ising models of different temperature, so that
 log-weights, ln Z and every correlator are known. The kernels are a few lines of NumPy, independent of the project's.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -365,3 +366,35 @@ def ising_ensembles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 def ising_runs() -> dict[str, SyntheticIsing]:
     """What the ensembles of :func:`ising_ensembles` hold."""
     return ISING_RUNS
+
+
+def _draw_links(rng: np.random.Generator, n: int, shape: tuple[int, int], beta: float) -> Array:
+    """Draw independent U(1) link fields, ``(n, T, X, 2)``, exactly from exp(beta sum cos P).
+
+    All plaquettes but the last are independent von Mises angles, the last is what their sum leaves, and is accepted with
+    probability exp(beta (cos P - 1)). Links follow by integration, up to two holonomies and a gauge transformation.
+    """
+    time, space = shape
+    volume, kept = time * space, np.empty((0, time * space))
+    while len(kept) < n:
+        angles = rng.vonmises(0.0, beta, size=(4 * n, volume))
+        angles[:, -1] = -angles[:, :-1].sum(axis=1)
+        accepted = np.log(rng.random(len(angles))) < beta * (np.cos(angles[:, -1]) - 1.0)
+        kept = np.concatenate([kept, angles[accepted]])
+    plaquettes = kept[:n].reshape(n, time, space)
+    links = np.zeros((n, time, space, 2))
+    links[:, 0, :, 1] = rng.uniform(-np.pi, np.pi, size=(n, 1))
+    links[:, 1:, :, 1] = links[:, :1, :, 1] + np.cumsum(plaquettes[:, :-1], axis=1)
+    steps = links[:, 0, :, 1] - links[:, -1, :, 1] - plaquettes[:, -1]
+    links[:, -1, :, 0] = rng.uniform(-np.pi, np.pi, size=(n, 1))
+    links[:, -1, 1:, 0] += np.cumsum(steps[:, :-1], axis=1)
+    gauge = rng.uniform(-np.pi, np.pi, size=(n, time, space))
+    for direction in (0, 1):
+        links[..., direction] += gauge - np.roll(gauge, -1, axis=direction + 1)
+    return np.asarray((links + np.pi) % (2.0 * np.pi) - np.pi)
+
+
+@pytest.fixture(scope="session")
+def draw_links() -> Callable[[np.random.Generator, int, tuple[int, int], float], Array]:
+    """Exact draws of U(1) link fields: generator, number, lattice, beta."""
+    return _draw_links

@@ -13,6 +13,7 @@ from flowmc_analysis.monitors import (
     Monitor,
     judge_monitors,
     monitor_energy_error,
+    monitor_energy_symmetry,
     monitor_identity,
     monitor_mode_drop,
     monitor_weight_ratio,
@@ -67,6 +68,19 @@ def test_energy_error_identity(rng: np.random.Generator) -> None:
     delta_h = rng.normal(0.5 * sigma**2, sigma, size=(8, 500))  # the Gaussian law with <exp(-dH)> = 1
     assert abs(monitor_energy_error(delta_h).score.z) < LARGE_Z
     assert abs(monitor_energy_error(-delta_h).score.z) > LARGE_Z
+
+
+def test_energy_error_that_rests_on_rare_trajectories_is_void(rng: np.random.Generator) -> None:
+    # A law with p(-x) = e^-x p(x) and a share of it so far up that its reverse never comes.
+    usual = rng.normal(0.5 * 0.3**2, 0.3, size=(8, 500))
+    delta_h = np.where(rng.random((8, 500)) < 0.02, 30.0, usual)
+    assert "reverse" in monitor_energy_error(delta_h).void
+    assert not monitor_energy_error(usual).void
+    assert abs(monitor_energy_symmetry(delta_h).score.z) < LARGE_Z
+    assert abs(monitor_energy_symmetry(usual).score.z) < LARGE_Z
+    # A force that does not belong to the action.
+    assert abs(monitor_energy_symmetry(-delta_h).score.z) > LARGE_Z
+    assert abs(monitor_energy_symmetry(usual + 0.05).score.z) > LARGE_Z
 
 
 def test_overflowed_trajectory_counts_as_infinite_energy(rng: np.random.Generator) -> None:

@@ -187,6 +187,12 @@ def test_bad_input_is_refused(rng: np.random.Generator) -> None:
         Configurations(phi, 2, np.zeros(3))
     with pytest.raises(SampleShapeError):
         Configurations(phi * 1j, 2)  # type: ignore[arg-type]
+    for internal in (-1, 3):
+        with pytest.raises(SampleShapeError, match="internal"):
+            Configurations(phi, 2, internal=internal)
+    for record in (np.zeros((3, 9)), np.zeros(3), np.zeros((3, 10, 2, 2))):
+        with pytest.raises(SampleShapeError, match="'condensate'"):
+            Configurations(phi, 2, recorded={"condensate": record})
     configurations = Configurations(phi, 2)
     with pytest.raises(AnalysisError, match="without their action"):
         measure(configurations, SCALAR_OBSERVABLES, ["action"])
@@ -203,6 +209,13 @@ def test_bad_input_is_refused(rng: np.random.Generator) -> None:
         estimate_scalar({**measured, "magnetisation_fourth": np.zeros((3, 9))}, (4, 4), ["binder_cumulant"])
 
 
+def test_internal_axes_come_behind_those_of_the_lattice(rng: np.random.Generator) -> None:
+    links = Configurations(rng.normal(size=(3, 10, 4, 6, 2)), 2, np.zeros((3, 10)), internal=1)
+    assert (links.batch_shape, links.lattice_size, links.volume) == ((3, 10), (4, 6), 24)
+    assert links.lattice_axes == (-3, -2)
+    assert np.sum(links.field, axis=links.lattice_axes).shape == (3, 10, 2)
+
+
 def test_averages_have_a_value_on_every_configuration(rng: np.random.Generator) -> None:
     phi = rng.normal(size=(3, 10, 4, 4))
     measured = measure_scalar(Configurations(phi, 2, action(phi, 0.8, 2)))
@@ -216,16 +229,21 @@ def test_averages_have_a_value_on_every_configuration(rng: np.random.Generator) 
 
 @pytest.mark.parametrize("observables", OBSERVABLE_SETS.values(), ids=OBSERVABLE_SETS)
 def test_every_observable_is_described_in_the_table(observables: ObservableSet) -> None:
-    from flowmc_analysis import ising_observables, scalar_observables
+    from flowmc_analysis import gauge_observables, ising_observables, scalar_observables
 
-    module = {"phi": scalar_observables, "spin": ising_observables}[observables.field_name]
+    modules = {"phi": scalar_observables, "spin": ising_observables, "angle": gauge_observables}
+    described = str(modules[observables.field_name].__doc__)
     for name, entry in observables.observables.items():
-        assert f"\n{name} " in str(module.__doc__)
+        assert f"\n{name} " in described or (name.startswith("wilson_loop") and "``wilson_loop_3x3``" in described)
         assert set(entry.primaries) <= set(observables.primaries)
         assert entry.description
-    assert all(observables.observables[name].average for name in observables.histories)
+    averages = (*observables.histories, *observables.sectors, observables.cost_observable)
+    assert all(observables.observables[name].average for name in averages)
+    assert set(observables.records) <= set(observables.primaries)
+    correlators = {*observables.correlators, *observables.correlators.values()} - {""}
+    assert correlators <= set(observables.observables)
 
 
 def test_an_unknown_field_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(AnalysisError, match=r"'phi'.*'spin'"):
+    with pytest.raises(AnalysisError, match=r"'phi'.*'spin'.*'angle'"):
         observable_set("link")
