@@ -28,7 +28,7 @@ from flowmc.seeds import torch_generator
 from flowmc.theories import Ising
 from flowmc.training import reinforce
 
-__all__ = ["CASES", "QUICK_CASES", "Case", "Measurement", "exponent", "measure"]
+__all__ = ["CASES", "QUICK_CASES", "Case", "Measurement", "exponent", "measure", "process_memory"]
 
 FLOWS = {"hierarchical": HIERARCHICAL, "autoregressive": AUTOREGRESSIVE}
 
@@ -102,7 +102,8 @@ def _naive_draw(flow: Flow, n: int, generator: torch.Generator) -> None:
 def _act(case: Case, flow: Flow, theory: Ising, number: int) -> None:
     generator = torch_generator(1, number)
     if case.what == "train":
-        reinforce(flow, theory, case.batch, generator).value.backward()  # type: ignore[no-untyped-call]
+        for piece in reinforce(flow, theory, case.batch, generator):
+            piece.value.backward()  # type: ignore[no-untyped-call]
         flow.zero_grad()
         return
     with torch.inference_mode():
@@ -112,7 +113,7 @@ def _act(case: Case, flow: Flow, theory: Ising, number: int) -> None:
             flow.sample(case.batch, generator)
 
 
-def _memory(entry: str) -> float:
+def process_memory(entry: str) -> float:
     """Return a figure of this process's memory, in MB (Linux; what `resource` knows includes the parent's)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(entry)).split()[1]) / 1024
@@ -123,7 +124,7 @@ def main() -> None:
     kind, what, extent, batch = sys.argv[1:]
     case = Case(kind, what, int(extent), int(batch))
     torch.set_num_threads(1)
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     theory = Ising((case.extent, case.extent), BETAS["critical"])
     flow = build_flow({**FLOWS[kind], "z2": False}, theory, seed=1)
     seconds: list[float] = []
@@ -133,7 +134,7 @@ def main() -> None:
         _act(case, flow, theory, len(seconds))
         seconds.append(time.perf_counter() - began)
     timed = seconds[1:]
-    peak = _memory("VmHWM") - before
+    peak = process_memory("VmHWM") - before
     print(
         json.dumps({"seconds": median(timed), "fastest": min(timed), "slowest": max(timed), "megabytes": peak}),
     )

@@ -31,6 +31,7 @@ KERNELS = ("hmc", "pseudofermion_hmc", "heat_bath", "metropolis", "wolff", "swen
 """What a cycle may be made of; several are joined by "+", flow proposals last."""
 HYBRIDS = {"real": "hmc+flow", "angle": "hmc+flow", "spin": "heat_bath+flow"}
 """What the kernel "hybrid" stands for, by the space of the field."""
+LARGEST_TOLERANCE = 1e-8
 STARTS = ("auto", "cold", "hot", "flow")
 PRECISIONS = ("float64", "float32")
 BASELINES = {"real": "hmc", "angle": "hmc", "spin": "metropolis"}
@@ -127,11 +128,19 @@ class SamplingConfig:
                 raise ParameterError(
                     got=f"{name} = {getattr(self, name)!r}", expected=f"one of {list(known)}", fix=f"correct `{name}`"
                 )
-        for name in ("target_acceptance", "solver_tolerance"):
-            if not 0 < getattr(self, name) < 1:
-                raise ParameterError(
-                    got=f"{name} = {getattr(self, name)}", expected="a number between 0 and 1", fix="correct it"
-                )
+        if not 0 < self.target_acceptance < 1:
+            raise ParameterError(
+                got=f"target_acceptance = {self.target_acceptance}",
+                expected="a number between 0 and 1",
+                fix="correct it",
+            )
+        if not 0 < self.solver_tolerance <= LARGEST_TOLERANCE:
+            raise ParameterError(
+                got=f"solver_tolerance = {self.solver_tolerance}",
+                expected=f"a number above 0 and at most {LARGEST_TOLERANCE:g}: it enters the accept test and so the "
+                "distribution of the chain",
+                fix="lower it, for example to 1e-10",
+            )
         numbers = ["hmc_trajectories", "flow_proposals", "sweeps", "cluster_updates", "block_moves"]
         for name in [*numbers, "trajectory_length", "step_size", "threads"]:
             if not getattr(self, name) > 0:

@@ -6,7 +6,8 @@ A map is given for every angle by parameters that a network returns, (n, paramet
 - `CircularSpline`: a monotone rational-quadratic spline (Durkan et al., arXiv:1906.04032) whose ends join smoothly
   (Rezende et al., arXiv:2002.02428), followed by a rotation.
 - `Projection`: x → 2 arctan(e^s tan(x/2)) stretches around one point of the circle; a convex combination of several,
-  followed by a rotation (the non-compact projections of arXiv:2003.06413 and arXiv:2101.08176).
+  around points that divide it evenly, followed by a rotation (non-compact projections, around one point, are in
+  arXiv:2003.06413 and arXiv:2101.08176).
 """
 
 from __future__ import annotations
@@ -164,13 +165,18 @@ class Projection(CircleMap):
             return original, log_slope
         with torch.no_grad():
             low, high = torch.full_like(rotated, -pi), torch.full_like(rotated, pi)
+            # The combination leads from the image of −π once around the circle.
+            first = self._combine(low, stretch, log_weight)[0]
+            turns = torch.ceil((first - rotated) / (2 * pi))
+        target = rotated + 2 * pi * turns
+        with torch.no_grad():
             for _ in range(BISECTIONS):
                 middle = 0.5 * (low + high)
-                below = self._combine(middle, stretch, log_weight)[0] < rotated
+                below = self._combine(middle, stretch, log_weight)[0] < target
                 low, high = torch.where(below, middle, low), torch.where(below, high, middle)
             root = 0.5 * (low + high)
         mapped, log_slope = self._combine(root, stretch, log_weight)
-        original = root - (mapped - rotated) * torch.exp(-log_slope.detach())
+        original = root - (mapped - target) * torch.exp(-log_slope.detach())
         return original, -self._combine(original, stretch, log_weight)[1]
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,15 +185,20 @@ class Projection(CircleMap):
         stretch = LARGEST_STRETCH * torch.tanh(parameters[:, :number] / LARGEST_STRETCH)
         return stretch, torch.log_softmax(parameters[:, number : 2 * number], 1)
 
-    @staticmethod
-    def _combine(angle: Tensor, stretch: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        half = 0.5 * angle[:, None]
+    def _combine(self, angle: Tensor, stretch: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the combination without the rotation, continuous on [−π, π), and the logarithm of its slope."""
+        # Around one point they could not tell themselves apart: equal at the start, with equal gradients for ever.
+        centres = 2 * pi / self._components * torch.arange(self._components, device=angle.device, dtype=angle.dtype)
+        away = angle[:, None] - centres[:, None]
+        near = wrapped(away)
+        half = 0.5 * near
         sine, cosine = torch.sin(half), torch.cos(half)
         # Between −π/2 and π/2 the cosine is positive: no cut, and no tangent that overflows.
         mapped = 2 * torch.atan2(torch.exp(0.5 * stretch) * sine, torch.exp(-0.5 * stretch) * cosine)
         # The slope 1 / (e^s sin² + e^−s cos²).
         log_slope = -torch.log(torch.exp(stretch) * sine * sine + torch.exp(-stretch) * cosine * cosine)
-        return (torch.exp(log_weight) * mapped).sum(1), torch.logsumexp(log_weight + log_slope, 1)
+        moved = angle + (torch.exp(log_weight) * (mapped - near)).sum(1)
+        return moved, torch.logsumexp(log_weight + log_slope, 1)
 
 
 CIRCLE_MAPS = {"spline": CircularSpline, "projection": Projection}

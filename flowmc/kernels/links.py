@@ -75,7 +75,7 @@ class LinkMetropolis:
     def action_change(self, field: jax.Array, move: jax.Array) -> jax.Array:
         """Return ΔS of moving each link alone by an angle; shapes (chains, T, X, 2)."""
         plaquette = plaquette_angles(field)
-        # As in `plaquette_force`: a time link turns the plaquette at x forward and that at x − 1 back.
+        # As in `link_gradient`: a time link turns the plaquette at x forward and that at x − 1 back.
         turns = [
             (plaquette, move[..., 0], jnp.roll(plaquette, 1, axis=-1)),
             (plaquette, -move[..., 1], jnp.roll(plaquette, 1, axis=-2)),

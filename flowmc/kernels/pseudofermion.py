@@ -55,7 +55,8 @@ class PseudofermionHMC:
     integrator
         A name in `flowmc.kernels.integrators.INTEGRATORS`.
     tolerance
-        Largest norm of the residual φ − D†D X relative to that of φ.
+        Largest norm of the residual φ − D†D X relative to that of φ. It bounds the error of S_pf in the accept test too,
+        where a solution that is broken off early makes S_pf too small: keep it far below the noise of ΔH.
 
     Raises
     ------
@@ -211,7 +212,7 @@ def conjugate_gradients(operator: Callable[[jax.Array], jax.Array], right: jax.A
         length = _wide(jnp.where(active, search.norm / curvature, 0.0))
         residual = search.residual - length * image
         norm = jnp.where(active, _square(residual), search.norm)
-        direction = residual + _wide(norm / search.norm) * search.direction
+        direction = residual + _wide(jnp.where(active, norm / search.norm, 0.0)) * search.direction
         return _Search(search.solution + length * search.direction, residual, direction, norm, search.steps + 1)
 
     start = _Search(jnp.zeros_like(right), right, right, _square(right), jnp.zeros((), jnp.int64))

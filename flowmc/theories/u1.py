@@ -94,7 +94,8 @@ class GaugeTheory2D(SmoothTheory):
         """Return Σ_l [∂_l S_g ∂_l S − ∂_l² S_g], (n,): zero on average.
 
         On a compact space ⟨∂f/∂θ⟩ = ⟨f ∂S/∂θ⟩ for every periodic f; here f is the slope of the gauge action S_g, so that
-        no second derivative of the whole action is needed. Every plaquette has four links: Σ_l ∂_l² S_g = −4 S_g.
+        no second derivative of the whole action is needed. Every plaquette has four links: Σ_l ∂_l² S_g = −4 S_g. With
+        one flavour of fermions ∂S is too large near zeros of the determinant to have a variance: errors are too small.
         """
         xp = namespace(field)
         slopes = self.gauge_force(field) * self.force(field)

@@ -236,6 +236,10 @@ def reinforce(flow: Flow, theory: Theory, n: int, generator: torch.Generator, mi
        transports arXiv:2308.13294.
     .. [3] Kool, van Hoof, Welling, ICLR 2019 workshop "Deep RL meets structured prediction".
     """
+    if n < 2:
+        raise ParameterError(
+            got=f"a batch of {n}", expected="at least 2 draws: the baseline is the mean over the others", fix="raise it"
+        )
     sizes = _pieces(n, micro_batch)
     if len(sizes) == 1 and not flow.reparametrised:
         with torch.no_grad():

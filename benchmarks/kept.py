@@ -1,0 +1,108 @@
+"""Flows and ensembles that benchmarks make once and keep in a folder: interrupted, repeated and extended at will."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flowmc.config import RunConfig, parse_run
+from flowmc.display import TerminalDisplay
+from flowmc.flows import SavedFlow
+from flowmc.stopping import Stopper
+from flowmc.workflows import sample_ensemble, train_flow
+from flowmc_analysis.ensemble import EnsembleAnalysis, analyze
+
+__all__ = ["KeptEnsemble", "KeptFlow"]
+
+jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class KeptFlow:
+    """A training, by the sections of its run description.
+
+    Parameters
+    ----------
+    name
+        Name of its file.
+    theory, flow, training
+        The sections.
+    start_from
+        Name of the training whose weights this one takes over.
+    """
+
+    name: str
+    theory: Mapping[str, Any]
+    flow: Mapping[str, Any]
+    training: Mapping[str, Any]
+    start_from: str = ""
+
+    def config(self) -> RunConfig:
+        """Return the run description."""
+        training = dict(self.training)
+        if self.start_from:
+            training["start_from"] = f"{self.start_from}.safetensors"
+        return parse_run({"theory": self.theory, "flow": self.flow, "training": training})
+
+    def make(self, folder: Path, known: Mapping[str, KeptFlow]) -> SavedFlow:
+        """Train the flow and those that it builds on, or read what is there; another training there is refused."""
+        if self.start_from:
+            known[self.start_from].make(folder, known)
+        path = folder / f"{self.name}.safetensors"
+        folder.mkdir(parents=True, exist_ok=True)
+        with Stopper(None) as stopper:
+            saved = train_flow(
+                self.config(), path, resume=True, should_stop=stopper, display=TerminalDisplay(), base=folder
+            )
+        if saved is None:
+            raise SystemExit("interrupted; repeat the command to go on")
+        return saved
+
+
+@dataclass(frozen=True)
+class KeptEnsemble:
+    """An ensemble of a theory, made with a kernel.
+
+    Parameters
+    ----------
+    training
+        The flow, whose theory is sampled whether the kernel needs the flow or not.
+    kernel
+        The kernel.
+    sampling
+        The sampling section but for the kernel.
+    """
+
+    training: KeptFlow
+    kernel: str
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, folder: Path) -> EnsembleAnalysis:
+        """Sample, resume or just read the ensemble, and analyse it."""
+        config = parse_run(
+            {
+                "theory": self.training.theory,
+                "flow": self.training.flow,
+                "sampling": {**self.sampling, "kernel": self.kernel},
+            }
+        )
+        path = folder / f"{self.training.name}_{self.kernel}.h5"
+        flow = folder / f"{self.training.name}.safetensors"
+        with Stopper(None) as stopper:
+            result = sample_ensemble(
+                config,
+                config.sampling,
+                path,
+                flow_path=flow if config.sampling.needs_flow else None,
+                resume=True,
+                should_stop=stopper,
+                display=TerminalDisplay(),
+                base=folder,
+            )
+        if not result.finished:
+            raise SystemExit("interrupted; repeat the command to go on")
+        return analyze(path, label=self.kernel)
