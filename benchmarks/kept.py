@@ -15,6 +15,7 @@ from flowmc.flows import SavedFlow
 from flowmc.stopping import Stopper
 from flowmc.workflows import sample_ensemble, train_flow
 from flowmc_analysis.ensemble import EnsembleAnalysis, analyze
+from flowmc_ensembles import Ensemble
 
 __all__ = ["KeptEnsemble", "KeptFlow"]
 
@@ -91,6 +92,8 @@ class KeptEnsemble:
             }
         )
         path = folder / f"{self.training.name}_{self.kernel}.h5"
+        if self._finished(path, folder):
+            return analyze(path, label=self.kernel)
         flow = folder / f"{self.training.name}.safetensors"
         with Stopper(None) as stopper:
             result = sample_ensemble(
@@ -106,3 +109,14 @@ class KeptEnsemble:
         if not result.finished:
             raise SystemExit("interrupted; repeat the command to go on")
         return analyze(path, label=self.kernel)
+
+    def _finished(self, path: Path, folder: Path) -> bool:
+        """Whether the ensemble is there, of this length and of this flow: to resume it would certify the flow anew."""
+        if not path.is_file():
+            return False
+        ensemble = Ensemble(path)
+        stream = ensemble.streams[-1]
+        mark = stream.description.flow_sha256
+        fresh = not mark or mark == SavedFlow.read(folder / f"{self.training.name}.safetensors").fingerprint
+        stored = len(stream.trajectory)
+        return bool(stream.attributes.get("finished")) and fresh and stored == self.sampling["cycles"]

@@ -61,7 +61,7 @@ SETTINGS = {
     "seed": 11,
     "chains": 32,
     "cycles_per_block": 50,
-    "thermalisation": 100,
+    "thermalisation": 50,
     "tuning": 50,
     "flow_proposals": 2,
     "hmc_trajectories": 1,
@@ -70,15 +70,21 @@ SETTINGS = {
 
 def ensembles_of(training: KeptFlow, *, quick: bool) -> list[KeptEnsemble]:
     """Return the ensembles of a flow's theory: its proposals alone, the hybrid and the baselines."""
-    fermions = training.theory["name"] == "schwinger"
-    kernels = ["flow", "hybrid", "hmc", "pseudofermion_hmc" if fermions else "metropolis"]
     # A draw of a flow costs more than a trajectory of these small lattices, and is less correlated.
-    cycles = {"flow": 400, "hybrid": 400, "hmc": 2000, "metropolis": 2000}
-    if fermions:
-        cycles = {"flow": 200, "hybrid": 200, "hmc": 600, "pseudofermion_hmc": 100}
-    return [
-        KeptEnsemble(training, kernel, {**SETTINGS, "cycles": 100 if quick else cycles[kernel]}) for kernel in kernels
-    ]
+    if training.theory["name"] == "u1":
+        cycles = {"flow": 400, "hybrid": 400, "hmc": 2000, "metropolis": 2000}
+    elif training.theory["shape"][0] == 4:
+        cycles = {"flow": 100, "hybrid": 100, "hmc": 600, "pseudofermion_hmc": 100}
+    else:
+        cycles = {"flow": 50, "hybrid": 50, "hmc": 300}
+    found = []
+    for kernel, count in cycles.items():
+        sampling = {**SETTINGS, "cycles": 100 if quick else count}
+        if training.theory["name"] == "u1" and kernel in ("hmc", "metropolis"):
+            # Hundreds of cycles for the charge at beta = 5: a hot start is long remembered.
+            sampling["thermalisation"] = 100 if quick else 5000
+        found.append(KeptEnsemble(training, kernel, sampling))
+    return found
 
 
 def minutes(name: str, known: Mapping[str, KeptFlow], folder: Path) -> float:

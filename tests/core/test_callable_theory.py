@@ -197,8 +197,11 @@ class TestTraining:
     def test_flow_file_names_the_function_and_is_not_read_without_it(self, tmp_path: Path) -> None:
         path = tmp_path / "flow.safetensors"
         save_flow(path, build_flow(FLOW, as_callable(PHI4)), {})
-        with pytest.raises(FlowmcError, match="callable"):
+        with pytest.raises(ConfigError, match="CallableTheory"):
             load_flow(path)
+        assert load_flow(path, as_callable(PHI4))[1].theory == as_callable(PHI4)
+        with pytest.raises(TheoryMismatchError, match="callable"):
+            load_flow(path, PHI4)
 
 
 def proposals(theory: Theory) -> FlowProposals:
