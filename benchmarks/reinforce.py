@@ -86,8 +86,8 @@ def memory_table(memories: Memories) -> Table:
         ratio = f"{reference.resident / one.resident:.2f}" if case.objective != "reinforce" else ""
         rows.append((dtype, str(extent), case.label, f"{one.resident:.0f}", f"{one.saved:.0f}", ratio))
     note = (
-        f"Batch {BATCH}. Largest resident memory of a fresh process during a step, beyond that before it, gradients of "
-        "the weights included; and what the graph keeps. RE/this: the same assembly, by resident memory."
+        f"Batch {BATCH}. Largest resident memory during a step beyond that before it, every large tensor in pages of its "
+        "own, gradients of the weights included; and what the graph keeps. RE/this: same assembly, by resident memory."
     )
     return Table(
         "Memory of a step, MB", ("type", "L", "case", "largest", "kept in the graph", "RE/this"), (*rows,), note
