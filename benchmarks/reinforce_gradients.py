@@ -144,6 +144,7 @@ def _measure(subject: Subject, folder: Path, repeats: int) -> Noise:
         "path - RT": ("path_gradient float64", "reverse_kl float64"),
         "RE32 - RE64": ("reinforce float32", "reinforce float64"),
         "RT32 - RT64": ("reverse_kl float32", "reverse_kl float64"),
+        "path32 - path64": ("path_gradient float32", "path_gradient float64"),
     }
     return Noise(
         subject,

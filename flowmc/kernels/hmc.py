@@ -172,8 +172,8 @@ class HMC:
         """Return the state of chains at these fields, (chains, *field_shape), in float64; log q is left at zero."""
         require_x64()
         field = jnp.asarray(field, dtype=jnp.float64)
-        action = self.theory.action(field)
-        return HybridState(field, action, self.theory.force(field), jnp.zeros_like(action))
+        action, force = self.theory.action_and_force(field)
+        return HybridState(field, action, force, jnp.zeros_like(action))
 
     def step(
         self, key: jax.Array, state: HybridState, step_size: jax.Array | float, n_steps: jax.Array | int

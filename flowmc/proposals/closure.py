@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from flowmc.errors import CertificateError
 from flowmc.proposals.base import Proposal
 from flowmc.seeds import numpy_generator
+from flowmc.theories.spaces import wrapped
 from flowmc.theories.u1 import link_gradient, plaquette_angles
 
 __all__ = [
@@ -162,9 +164,24 @@ def angle_closure(proposal: Proposal, fields: NDArray[Any], seed: int) -> dict[s
 
     On a compact space ⟨∇·v + v·∇ log q⟩ = 0 for every smooth vector field v; here v is the gradient of Σ h(P) over the
     plaquettes, on which also a gauge invariant density depends. Reflections g, which undo themselves and keep the Haar
-    measure, do what flips do in `spin_closure`: one angle around a random point, θ → 2c − θ, which also leads to other
-    sectors, and all of them around zero, with f the change of Σ h(P), or of log q.
+    measure, do what flips do in `spin_closure`, with f the change of Σ h(P), of log q, of the charge or of Wilson lines:
+
+    - one angle around a random point, θ → 2c − θ, and all of them around zero;
+    - all of them at an instanton I of charge one with uniform plaquettes, θ → I − θ, so that Q → 1 − Q: draws that miss
+      sectors show here, however well they sample the others;
+    - the Wilson lines of a direction around a random point, by as much for all of them, which moves no plaquette.
+
+    Raises
+    ------
+    CertificateError
+        If the fields are not links of a two-dimensional lattice.
     """
+    if fields.ndim != 4 or fields.shape[-1] != 2:
+        raise CertificateError(
+            got=f"angles of shape {fields.shape[1:]}",
+            expected="links (T, X, 2) of a two-dimensional lattice: for others no identities are known",
+            fix="add the identities of such fields to flowmc.proposals.closure",
+        )
     n = len(fields)
     generator = numpy_generator(seed)
     identities = {}
@@ -201,7 +218,35 @@ def angle_closure(proposal: Proposal, fields: NDArray[Any], seed: int) -> dict[s
     parts["<sin P - its mean over the reflection of all>"] = [
         (np.sin(plaquettes).sum((1, 2)), log_q - proposal.log_prob(-fields))
     ]
+    image = wrapped(_instanton(fields.shape[1], fields.shape[2]) - fields).astype(fields.dtype)
+    parts["<Q - its mean over the reflection at an instanton>"] = [
+        (_charge(fields) - _charge(image), log_q - proposal.log_prob(image))
+    ]
+    for direction in (0, 1):
+        lines = fields[..., direction].sum(1 + direction, dtype=np.float64)
+        turn = 2 * (generator.uniform(-np.pi, np.pi, n) - np.angle(np.exp(1j * lines).mean(1)))
+        image = fields.copy()
+        # Every line of this direction has one link in its first slice.
+        image.swapaxes(1, 1 + direction)[:, 0, :, direction] += turn[:, None]
+        turned = np.cos(lines).sum(1) - np.cos(lines + turn[:, None]).sum(1)
+        name = f"<cos W_{direction} - its mean over a reflection>"
+        parts[name] = [(turned, log_q - proposal.log_prob(image))]
     return identities | flip_identities(parts)
+
+
+def _charge(fields: NDArray[Any]) -> Array:
+    """Return the topological charge Q = Σ P / 2π, P in [−π, π), of links (n, T, X, 2): (n,)."""
+    plaquettes: Array = wrapped(plaquette_angles(fields.astype(np.float64)))
+    charge: Array = np.rint(plaquettes.sum((1, 2)) / (2 * np.pi))
+    return charge
+
+
+def _instanton(time: int, space: int) -> Array:
+    """Return links (T, X, 2) of charge one whose plaquettes are all 2π / V."""
+    links = np.zeros((time, space, 2))
+    links[..., 1] = 2 * np.pi * np.arange(time)[:, None] / (time * space)
+    links[-1, :, 0] = -2 * np.pi * np.arange(space) / space
+    return links
 
 
 CLOSURES: dict[str, Callable[[Proposal, NDArray[Any], int], dict[str, Identity]]] = {

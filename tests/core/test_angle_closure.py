@@ -105,6 +105,23 @@ def towards_positive_charge(field: np.ndarray) -> np.ndarray:
     return np.where((charge(field) < 0)[:, None, None, None], -field, field)
 
 
+def of_charge_zero(field: np.ndarray) -> np.ndarray:
+    # Right in their sector; others are overwritten by them.
+    neutral = field[charge(field) == 0]
+    return np.asarray(neutral[np.arange(len(field)) % len(neutral)])
+
+
+def time_lines(field: np.ndarray) -> np.ndarray:
+    return np.asarray(field[..., 0].sum(1))
+
+
+def without_phase(field: np.ndarray) -> np.ndarray:
+    """Turn the Wilson lines in time so that their mean is real, which no plaquette notices."""
+    turned = field.copy()
+    turned[:, 0, :, 0] -= np.angle(np.exp(1j * time_lines(field)).mean(1))[:, None]
+    return turned
+
+
 def failures(certificate: Certificate) -> set[str]:
     return {check.name for check in certificate.checks if not check.passed}
 
@@ -156,6 +173,10 @@ def preferring_a_sign(log_q: np.ndarray, field: np.ndarray) -> np.ndarray:
     return np.asarray(log_q + 0.3 * np.sin(plaquette_angles(field)).sum((1, 2)))
 
 
+def preferring_a_phase(log_q: np.ndarray, field: np.ndarray) -> np.ndarray:
+    return np.asarray(log_q + 0.3 * np.cos(time_lines(field)).sum(1))
+
+
 EXACT = Boltzmann(THEORY)
 OF_EXACT_DRAWS = {
     "log q times 1.1": Mixed(EXACT, EXACT, log_q=lambda log_q, _: 1.1 * log_q),
@@ -163,6 +184,9 @@ OF_EXACT_DRAWS = {
     "log q that prefers a sign": Mixed(EXACT, EXACT, log_q=preferring_a_sign),
     "log q of neighbours that attract": Mixed(EXACT, EXACT, log_q=attracted),
     "draws of positive charge": Mixed(EXACT, EXACT, field=towards_positive_charge),
+    "draws of charge zero": Mixed(EXACT, EXACT, field=of_charge_zero),
+    "draws of real Wilson lines": Mixed(EXACT, EXACT, field=without_phase),
+    "log q that prefers a phase of Wilson lines": Mixed(EXACT, EXACT, log_q=preferring_a_phase),
     "draws of another coupling": Mixed(Boltzmann(U1Gauge2D((4, 4), 1.8)), EXACT),
 }
 
@@ -200,6 +224,11 @@ def test_a_missing_determinant_is_seen_by_the_jacobian(number: int, shaken: Shak
     flow = without_determinants(shaken(SPLINES, U1Gauge2D((2, 2), 2.0)), number)
     failed = failures(certify(as_proposal(flow), test_seed, n_finite=200))
     assert "log-determinant against the full Jacobian" in failed
+
+
+def test_angles_that_are_no_links_are_refused(test_seed: int) -> None:
+    with pytest.raises(CertificateError, match="links"):
+        angle_closure(EXACT, np.zeros((3, 4, 4)), test_seed)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)

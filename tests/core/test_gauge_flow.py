@@ -330,7 +330,7 @@ class TestExactness:
     """Importance weights of any flow give the exact partition function and plaquette."""
 
     @pytest.mark.parametrize(("shape", "beta"), [((2, 2), 1.0), ((4, 4), 0.5)], ids=str)
-    @pytest.mark.parametrize("hyper", [{"pieces": 2}, {"transformation": "projection", "pieces": 1}], ids=str)
+    @pytest.mark.parametrize("hyper", [{"pieces": 2}, {"transformation": "projection", "pieces": 3}], ids=str)
     def test_weights_have_the_exact_means(
         self, hyper: dict[str, object], shape: tuple[int, int], beta: float, test_seed: int, shaken: Shaken
     ) -> None:
@@ -357,3 +357,19 @@ class TestExactness:
         for power, x, y in product((1, 2), (0, 1), (0, 1)):
             phases = torch.cos(power * plaquette_angles(field)[:, x, y])
             assert abs(float(phases.mean())) < 5 * float(phases.std()) / np.sqrt(len(phases))
+
+
+def test_projections_of_a_combination_learn_different_things() -> None:
+    theory = U1Gauge2D((4, 4), 2.0)
+    flow = build_flow({**SMALL, "transformation": "projection", "pieces": 3}, theory)
+    before = {name: weight.clone() for name, weight in flow.named_parameters()}
+    optimiser = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    for step in range(5):
+        field, log_q = flow.sample(32, torch_generator(step))
+        optimiser.zero_grad()
+        (log_q + theory.action(field)).mean().backward()
+        optimiser.step()
+    for name, weight in flow.named_parameters():
+        if name.endswith("convolutions.1.bias"):
+            stretches = (weight - before[name])[:3]
+            assert float(stretches.detach().std()) > 0.1 * float(stretches.detach().abs().max()) > 0
