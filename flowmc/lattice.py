@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flowmc.arrays import Array, namespace
 from flowmc.errors import ParameterError
 
-__all__ = ["checked_shape", "checkerboard", "momentum_squared", "neighbour_sum", "volume"]
+__all__ = ["checked_shape", "checkerboard", "momentum_shells", "momentum_squared", "neighbour_sum", "volume"]
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -71,6 +71,16 @@ def momentum_squared(shape: Sequence[int]) -> NDArray[np.float64]:
         along = 4 * np.sin(np.pi * np.arange(extent) / extent) ** 2
         total += along.reshape([-1 if direction == axis else 1 for direction in range(len(shape))])
     return total
+
+
+def momentum_shells(shape: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the different values of p̂², ascending, and the number of its value for each momentum of the dual lattice.
+
+    >>> momentum_shells((4,))[1].tolist()
+    [0, 1, 2, 1]
+    """
+    values, numbers = np.unique(momentum_squared(shape).round(9), return_inverse=True)
+    return values, numbers.reshape(tuple(shape))
 
 
 def neighbour_sum(field: Array, dimensions: int) -> Array:

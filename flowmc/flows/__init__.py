@@ -16,6 +16,7 @@ from flowmc.flows.coupling import CouplingFlow
 from flowmc.flows.file import SavedFlow, describe_flow, fingerprint, save_flow
 from flowmc.flows.gauge import GaugeFlow
 from flowmc.flows.hierarchical import HierarchicalFlow
+from flowmc.flows.mirrored import MirroredFlow
 from flowmc.flows.spins import SpinFlow
 from flowmc.seeds import fold
 from flowmc.theories import Theory
@@ -29,6 +30,7 @@ __all__ = [
     "Flow",
     "GaugeFlow",
     "HierarchicalFlow",
+    "MirroredFlow",
     "SavedFlow",
     "SpinFlow",
     "TransportFlow",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 FLOWS: dict[str, type[Flow]] = {
-    flow.kind: flow for flow in (AutoregressiveFlow, CouplingFlow, GaugeFlow, HierarchicalFlow)
+    flow.kind: flow for flow in (AutoregressiveFlow, CouplingFlow, GaugeFlow, HierarchicalFlow, MirroredFlow)
 }
 """Every built-in flow by its kind in run descriptions and files."""
 

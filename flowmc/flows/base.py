@@ -106,6 +106,22 @@ class Flow(torch.nn.Module, abc.ABC):
     def log_prob(self, field: Tensor) -> Tensor:
         """Return log q of given fields ``(n, *shape)``: shape (n,), float64, in nats."""
 
+    def start_from(self, other: Flow) -> list[str]:
+        """Take over the weights of a flow of the same kind, for other couplings or another lattice, where they fit.
+
+        Returns
+        -------
+        The names of the arrays of weights that were taken over.
+        """
+        own = self.state_dict()
+        fitting = {
+            name: tensor
+            for name, tensor in other.state_dict().items()
+            if name in own and own[name].shape == tensor.shape
+        }
+        self.load_state_dict({**own, **fitting})
+        return list(fitting)
+
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw fields without their log density, (n, *shape); cheaper where that takes passes of its own."""
         return self.sample(n, generator)[0]

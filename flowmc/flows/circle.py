@@ -13,23 +13,17 @@ A map is given for every angle by parameters that a network returns, (n, paramet
 from __future__ import annotations
 
 import abc
-from math import exp, log, pi
-from typing import NamedTuple
+from collections.abc import Callable
+from math import pi
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, softmax, softplus
 
+from flowmc.flows.rational_quadratic import Piece, bent, choose_piece, map_back, map_piece, slopes_at_knots
 from flowmc.theories.spaces import wrapped
 
 __all__ = ["CIRCLE_MAPS", "CircleMap", "CircularSpline", "Projection"]
 
-# Narrowest bin, in units of the circle, and smallest slope at a knot: enough for any density when a few maps follow each
-# other, and float32 can still invert dozens of them.
-SMALLEST_BIN = 1e-2
-SMALLEST_SLOPE = 1e-2
-# Parameters of splines are bent to stay below this size: a step of training that goes astray can be undone.
-LARGEST_PARAMETER = 5.0
 # Largest stretch of a projection.
 LARGEST_STRETCH = 10.0
 # Halvings of the circle, after which float64 is exhausted.
@@ -66,75 +60,21 @@ class CircularSpline(CircleMap):
 
     def forward(self, angle: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Map angles; see `CircleMap.forward`."""
-        piece = self._bin(angle, parameters, vertical=False)
-        mapped, log_slope = _rational_quadratic(angle, piece)
+        mapped, log_slope = map_piece(angle, self._piece(angle, parameters, vertical=False))
         return wrapped(mapped + parameters[:, -1]), log_slope
 
     def inverse(self, angle: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Undo `forward`; see `CircleMap.inverse`."""
         rotated = wrapped(angle - parameters[:, -1])
-        piece = self._bin(rotated, parameters, vertical=True)
-        with torch.no_grad():
-            root = _rational_quadratic_root(rotated, piece)
-        # Newton's step takes off what rounding has left, and carries gradients that the closed form with its square root
-        # would lose to cancellations.
-        mapped, log_slope = _rational_quadratic(root, piece)
-        original = root - (mapped - rotated) * torch.exp(-log_slope.detach())
-        return original, -_rational_quadratic(original, piece)[1]
+        return map_back(rotated, self._piece(rotated, parameters, vertical=True))
 
-    def _bin(self, angle: Tensor, parameters: Tensor, *, vertical: bool) -> _Piece:
+    def _piece(self, angle: Tensor, parameters: Tensor, *, vertical: bool) -> Piece:
         """Return the piece of the spline that each angle is mapped by or, ``vertical``, mapped to."""
-        bins = self._bins
-        bent = LARGEST_PARAMETER * torch.tanh(parameters[:, :-1] / LARGEST_PARAMETER)
-        n, _, sites = bent.shape
-        # Few operations on stacked arrays: on small lattices each costs more than its arithmetic. Widths, then heights.
-        shares = softmax(bent[:, : 2 * bins].reshape(n, 2, bins, sites), 2)
-        sizes = 2 * pi * SMALLEST_BIN + 2 * pi * (1 - SMALLEST_BIN * bins) * shares
-        ends = pad(sizes.cumsum(2)[:, :, :-1], (0, 0, 1, 0)) - pi
-        slopes = SMALLEST_SLOPE + softplus(bent[:, None, 2 * bins :] + log(exp(1 - SMALLEST_SLOPE) - 1))
-        with torch.no_grad():
-            number = (angle[:, None] >= ends[:, int(vertical), 1:]).sum(1)
-        table = torch.cat([ends, sizes, slopes, slopes.roll(-1, 2)], 1)
-        left, bottom, width, height, slope_left, slope_right = table.gather(
-            2, number[:, None, None].expand(n, 6, 1, sites)
-        )[:, :, 0].unbind(1)
-        return _Piece(left, width, bottom, height, slope_left, slope_right)
-
-
-class _Piece(NamedTuple):
-    """One bin of a spline for each angle, (n, sites) each."""
-
-    left: Tensor
-    width: Tensor
-    bottom: Tensor
-    height: Tensor
-    slope_left: Tensor
-    slope_right: Tensor
-
-
-def _rational_quadratic(angle: Tensor, piece: _Piece) -> tuple[Tensor, Tensor]:
-    """Return the value at an angle and the logarithm of the slope (arXiv:1906.04032, eqs. (4) and (5))."""
-    steepness = piece.height / piece.width
-    place = (angle - piece.left) / piece.width
-    rest = 1 - place
-    mixed = place * rest
-    denominator = steepness + (piece.slope_left + piece.slope_right - 2 * steepness) * mixed
-    mapped = piece.bottom + piece.height * (steepness * place * place + piece.slope_left * mixed) / denominator
-    numerator = piece.slope_right * place * place + 2 * steepness * mixed + piece.slope_left * rest * rest
-    return mapped, 2 * torch.log(steepness) + torch.log(numerator) - 2 * torch.log(denominator)
-
-
-def _rational_quadratic_root(value: Tensor, piece: _Piece) -> Tensor:
-    """Return the angle at which a piece has a value (arXiv:1906.04032, eqs. (6) to (8))."""
-    steepness = piece.height / piece.width
-    above = value - piece.bottom
-    bend = above * (piece.slope_left + piece.slope_right - 2 * steepness)
-    a = piece.height * (steepness - piece.slope_left) + bend
-    b = piece.height * piece.slope_left - bend
-    c = -steepness * above
-    # The stable form of the root between 0 and 1; rounding may take the discriminant below zero.
-    place = 2 * c / (-b - torch.sqrt(torch.clamp(b * b - 4 * a * c, min=0.0)))
-    return piece.left + piece.width * torch.clamp(place, 0.0, 1.0)
+        knots = bent(parameters[:, :-1])
+        n, _, sites = knots.shape
+        shares = knots[:, : 2 * self._bins].reshape(n, 2, self._bins, sites)
+        slopes = slopes_at_knots(knots[:, 2 * self._bins :])
+        return choose_piece(angle, shares, slopes, slopes.roll(-1, 1), pi, vertical=vertical)
 
 
 class Projection(CircleMap):
@@ -201,5 +141,5 @@ class Projection(CircleMap):
         return moved, torch.logsumexp(log_weight + log_slope, 1)
 
 
-CIRCLE_MAPS = {"spline": CircularSpline, "projection": Projection}
+CIRCLE_MAPS: dict[str, Callable[[int], CircleMap]] = {"spline": CircularSpline, "projection": Projection}
 """Every family of maps by its name in run descriptions; the argument is the number of bins or of components."""

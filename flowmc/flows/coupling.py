@@ -1,33 +1,29 @@
-"""Affine coupling flow on a checkerboard, over a Gaussian or a free-field base.
+"""Coupling flows of real fields: layers of any kinds, one after the other, over a Gaussian or free-field base.
 
-Each layer moves one sublattice, given the other: φ_a → φ_a e^{s(φ_f)} + t(φ_f), with log-determinant Σ s (Dinh et al.,
-arXiv:1605.08803; for φ⁴ Albergo, Kanwar, Shanahan, arXiv:1904.12072, and Del Debbio, Marsh Rossney, Wilson,
-arXiv:2105.12481). Between pairs of layers the field may pass, site by site, through a learned odd monotone function, the
-sinh-arcsinh transformation (Jones and Pewsey, Biometrika 96 (2009) 761)
-
-    φ → b sinh(δ arcsinh(φ / c)),
-
-which grows like |φ|^δ: affine layers make the light tails of exp(−λφ⁴) from Gaussian ones only slowly, δ < 1 at once.
-Its inverse has the same form with 1/δ. All of it is exactly equivariant under φ → −φ if the networks are.
+The layers are those of `flowmc.flows.layers`, in the order and number that a run description gives them; so are their
+references. A base that is a free field leaves to them what is not Gaussian: the flow refines the free theory. If the
+layers are equivariant under φ → −φ, so is the flow, since all bases are even.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowmc.errors import ParameterError
-from flowmc.flows.base import DTYPES, TransportFlow
+from flowmc.flows.base import DTYPES, Flow, TransportFlow
 from flowmc.flows.densities import BASES, build_base
-from flowmc.flows.networks import NETWORKS, build_conditioner
-from flowmc.lattice import checkerboard
-from flowmc.theories import Theory
+from flowmc.flows.layers import LAYERS, Layer, SiteOrder, SizeDependent, layer_config
+from flowmc.theories import ScalarTheory, Theory
 
 __all__ = ["CouplingConfig", "CouplingFlow"]
+
+MATCHED = "matched"
 
 
 @dataclass(frozen=True)
@@ -37,21 +33,18 @@ class CouplingConfig:
     Parameters
     ----------
     base
-        "gaussian", "free_field" (learned mass) or "spectral" (learned width of each p̂²).
+        "gaussian", "free_field" or "spectral" (learned width of each p̂²).
     base_mass
-        Mass at which the free field starts, in lattice units.
+        Mass of the free field in lattice units, from which "spectral" starts as well; "matched" is that of the free
+        field nearest to the theory (`ScalarTheory.gaussian_mass`).
+    base_learned
+        Whether the free field's mass is learned, or kept.
     layers
-        Coupling layers, alternating between the sublattices.
-    network
-        "convolutional" or "fully_connected".
-    hidden
-        Width of each hidden layer of the networks.
-    radius
-        Range of the convolutions in each direction, in lattice units.
+        The layers in order: tables ``{"kind": ..., **hyper_parameters}``, with a kind of `flowmc.flows.layers.LAYERS`.
+    repeat
+        How often that sequence of layers stands in a row, each time with weights of its own.
     z2
         Whether the flow is exactly equivariant under φ → −φ.
-    sinh_arcsinh
-        Whether a learned pointwise function follows every second layer.
     dtype
         "float32" or "float64": the type in which the flow is trained.
 
@@ -62,64 +55,50 @@ class CouplingConfig:
     """
 
     base: str = "free_field"
-    base_mass: float = 1.0
-    layers: int = 8
-    network: str = "convolutional"
-    hidden: tuple[int, ...] = (8,)
-    radius: int = 4
+    base_mass: float | str = 1.0
+    base_learned: bool = True
+    layers: tuple[Mapping[str, Any], ...] = ({"kind": "affine"}, {"kind": "sinh_arcsinh"})
+    repeat: int = 4
     z2: bool = True
-    sinh_arcsinh: bool = True
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name, known in (("base", BASES), ("network", NETWORKS), ("dtype", DTYPES)):
+        for name, known in (("base", BASES), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ParameterError(
                     got=f"{name} = {getattr(self, name)!r}", expected=f"one of {list(known)}", fix=f"correct `{name}`"
                 )
-        if self.layers < 1 or self.radius < 1 or not self.hidden or min(self.hidden) < 1 or not self.base_mass > 0:
+        if not self.layers or self.repeat < 1:
             raise ParameterError(
-                got=f"layers = {self.layers}, radius = {self.radius}, hidden = {self.hidden}, "
-                f"base_mass = {self.base_mass}",
-                expected="layers, radius, every hidden width and base_mass above zero",
-                fix="correct the value",
+                got=f"{len(self.layers)} layers, repeat = {self.repeat}",
+                expected="at least one layer, at least once",
+                fix="add [[flow.layers]], or correct `repeat`",
             )
-
-
-class _SinhArcsinh(torch.nn.Module):
-    """The pointwise map φ → b sinh(δ arcsinh(φ / c)); starts as the identity."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_b = torch.nn.Parameter(torch.zeros(()))
-        self.log_c = torch.nn.Parameter(torch.zeros(()))
-        self.log_delta = torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, field: Tensor) -> tuple[Tensor, Tensor]:
-        scaled, log_slope = self._map(field * torch.exp(-self.log_c), torch.exp(self.log_delta))
-        return scaled * torch.exp(self.log_b), log_slope + (self.log_delta + self.log_b - self.log_c)
-
-    def inverse(self, field: Tensor) -> tuple[Tensor, Tensor]:
-        scaled, log_slope = self._map(field * torch.exp(-self.log_b), torch.exp(-self.log_delta))
-        return scaled * torch.exp(self.log_c), log_slope - (self.log_delta + self.log_b - self.log_c)
-
-    @staticmethod
-    def _map(inner: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sinh(δ arcsinh z) and the logarithm of its slope without the factor δ, site by site."""
-        outer = torch.sinh(delta * torch.asinh(inner))
-        return outer, 0.5 * (torch.log1p(outer * outer) - torch.log1p(inner * inner))
+        if self.base_mass != MATCHED and (isinstance(self.base_mass, str) or not self.base_mass > 0):
+            raise ParameterError(
+                got=f"base_mass = {self.base_mass!r}",
+                expected=f'a mass above zero, or "{MATCHED}"',
+                fix="correct `base_mass`",
+            )
+        # With all their defaults, so that a file says what its layers are.
+        complete = tuple({**asdict(layer_config(layer)), "kind": layer["kind"]} for layer in self.layers)
+        object.__setattr__(self, "layers", complete)
 
 
 class CouplingFlow(TransportFlow):
-    """Affine couplings on alternating sublattices of a checkerboard; see the module for the maths.
+    """A sequence of layers over a Gaussian or free-field base; see the module for the maths.
 
     Parameters
     ----------
     theory
-        The theory of a real field; only its lattice is used.
+        The theory of a real field; only its lattice is used and, for a matched base, its mass.
     config
         Hyper-parameters.
+
+    Raises
+    ------
+    ParameterError
+        If a layer does not fit the lattice, or a mass is to be matched to a theory for which it is not known.
     """
 
     kind: ClassVar[str] = "coupling"
@@ -128,69 +107,59 @@ class CouplingFlow(TransportFlow):
 
     def __init__(self, theory: Theory, config: CouplingConfig) -> None:
         super().__init__(theory, config)
-        shape = theory.shape
         dtype = DTYPES[config.dtype]
-        even = checkerboard(shape).reshape(-1)
-        sublattices = [np.flatnonzero(even), np.flatnonzero(~even)]
-        order = np.concatenate(sublattices)
-        self.register_buffer("_order", torch.tensor(order), persistent=False)
-        self.register_buffer("_order_back", torch.tensor(np.argsort(order)), persistent=False)
-        self._n_even = len(sublattices[0])
-        self.base = build_base(config.base, shape, dtype, config.base_mass)
-        self.conditioners = torch.nn.ModuleList(
-            build_conditioner(
-                config.network,
-                shape,
-                frozen=sublattices[1 - layer % 2],
-                active=sublattices[layer % 2],
-                hidden=config.hidden,
-                radius=config.radius,
-                z2=config.z2,
-            )
-            for layer in range(config.layers)
+        order = SiteOrder(theory.shape)
+        self.register_buffer("_sites", torch.tensor(order.sites), persistent=False)
+        self.register_buffer("_places", torch.tensor(np.argsort(order.sites)), persistent=False)
+        mass = _matched_mass(theory) if isinstance(config.base_mass, str) else config.base_mass
+        self.base = build_base(config.base, theory.shape, dtype, mass, learned=config.base_learned)
+        self.layers = torch.nn.ModuleList(
+            LAYERS[layer["kind"]](order, layer_config(layer), z2=config.z2) for layer in config.layers * config.repeat
         )
-        n_pointwise = config.layers // 2 if config.sinh_arcsinh else 0
-        self.pointwise = torch.nn.ModuleList(_SinhArcsinh() for _ in range(n_pointwise))
         self.to(dtype)
 
-    _order: Tensor
-    _order_back: Tensor
+    _sites: Tensor
+    _places: Tensor
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Map base draws to fields; see `TransportFlow.forward`."""
-        halves = self._split(latent)
+        field = latent.flatten(1).index_select(1, self._sites)
         log_det = latent.new_zeros(len(latent), dtype=torch.float64)
-        for layer, conditioner in enumerate(self.conditioners):
-            active = layer % 2
-            shift, log_scale = conditioner(halves[1 - active])
-            halves[active] = halves[active] * torch.exp(log_scale) + shift
-            log_det = log_det + log_scale.sum(1, dtype=torch.float64)
-            if active and self.pointwise:
-                pointwise = self.pointwise[layer // 2]
-                for half in (0, 1):
-                    halves[half], log_slope = pointwise(halves[half])
-                    log_det = log_det + log_slope.sum(1, dtype=torch.float64)
-        return self._join(halves), log_det
+        for layer in self._sequence():
+            field, change = layer(field)
+            log_det = log_det + change
+        return field.index_select(1, self._places).reshape(-1, *self.shape), log_det
 
     def inverse(self, field: Tensor) -> tuple[Tensor, Tensor]:
         """Map fields to base draws; see `TransportFlow.inverse`."""
-        halves = self._split(field)
+        latent = field.flatten(1).index_select(1, self._sites)
         log_det = field.new_zeros(len(field), dtype=torch.float64)
-        for layer in reversed(range(len(self.conditioners))):
-            active = layer % 2
-            if active and self.pointwise:
-                pointwise = self.pointwise[layer // 2]
-                for half in (0, 1):
-                    halves[half], log_slope = pointwise.inverse(halves[half])  # type: ignore[operator]
-                    log_det = log_det + log_slope.sum(1, dtype=torch.float64)
-            shift, log_scale = self.conditioners[layer](halves[1 - active])
-            halves[active] = (halves[active] - shift) * torch.exp(-log_scale)
-            log_det = log_det - log_scale.sum(1, dtype=torch.float64)
-        return self._join(halves), log_det
+        for layer in reversed(self._sequence()):
+            latent, change = layer.inverse(latent)
+            log_det = log_det + change
+        return latent.index_select(1, self._places).reshape(-1, *self.shape), log_det
 
-    def _split(self, field: Tensor) -> list[Tensor]:
-        ordered = field.flatten(1).index_select(1, self._order)
-        return [ordered[:, : self._n_even], ordered[:, self._n_even :]]
+    def _sequence(self) -> list[Layer]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
 
-    def _join(self, halves: list[Tensor]) -> Tensor:
-        return torch.cat(halves, 1).index_select(1, self._order_back).reshape(-1, *self.shape)
+    def start_from(self, other: Flow) -> list[str]:
+        """Take over weights; those that belong to momenta are interpolated. See `Flow.start_from`."""
+        taken = super().start_from(other)
+        given = dict(other.named_modules())
+        for name, module in self.named_modules():
+            counterpart = given.get(name)
+            if isinstance(module, SizeDependent) and counterpart is not None and type(counterpart) is type(module):
+                module.take_over(counterpart)
+                own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+                taken += [parameter for parameter in own if parameter not in taken]
+        return taken
+
+
+def _matched_mass(theory: Theory) -> float:
+    if not isinstance(theory, ScalarTheory):
+        raise ParameterError(
+            got=f'base_mass = "{MATCHED}" for the theory {theory.name!r}',
+            expected="a theory of a scalar field for which the mass is known, for example phi4",
+            fix="give `base_mass` as a number",
+        )
+    return theory.gaussian_mass()

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from flowmc.errors import ParameterError
 from flowmc.flows.base import BaseDensity
-from flowmc.lattice import momentum_squared, volume
+from flowmc.flows.layers.base import SizeDependent
+from flowmc.lattice import momentum_shells, momentum_squared, volume
 
 __all__ = ["BASES", "FreeFieldDensity", "GaussianDensity", "SpectralDensity", "UniformDensity", "build_base"]
 
@@ -89,7 +90,7 @@ class _ModeDensity(BaseDensity):
 
 
 class FreeFieldDensity(_ModeDensity):
-    """A free field of learned mass, σ(p) = [2 (p̂² + m²)]^(−½).
+    """A free field, σ(p) = [2 (p̂² + m²)]^(−½).
 
     Parameters
     ----------
@@ -98,14 +99,22 @@ class FreeFieldDensity(_ModeDensity):
     dtype
         Type of the draws.
     mass
-        Mass at the start of the training, in lattice units.
+        Mass, in lattice units; where it is learned, at the start of the training.
+    learned
+        Whether the mass is learned.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, mass: float) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, mass: float, *, learned: bool = True) -> None:
         super().__init__(shape)
-        self.log_mass = torch.nn.Parameter(torch.tensor(log(mass), dtype=dtype))
+        log_mass = torch.tensor(log(mass), dtype=dtype)
+        if learned:
+            self.log_mass = torch.nn.Parameter(log_mass)
+        else:
+            # It is stored with the weights all the same: what was drawn from must not depend on today's formulas.
+            self.register_buffer("log_mass", log_mass)
         self.register_buffer("_momentum_squared", torch.tensor(momentum_squared(shape), dtype=dtype), persistent=False)
 
+    log_mass: Tensor
     _momentum_squared: Tensor
 
     def log_width(self) -> Tensor:
@@ -113,7 +122,7 @@ class FreeFieldDensity(_ModeDensity):
         return -0.5 * torch.log(2 * (self._momentum_squared + torch.exp(2 * self.log_mass)))
 
 
-class SpectralDensity(_ModeDensity):
+class SpectralDensity(_ModeDensity, SizeDependent):
     """A Gaussian field whose width is learned for each value of p̂², starting from a free field.
 
     It is the best Gaussian base that lattice symmetry allows (momenta with the same p̂² share a width): the couplings are
@@ -131,16 +140,23 @@ class SpectralDensity(_ModeDensity):
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, mass: float) -> None:
         super().__init__(shape)
-        values, classes = np.unique(momentum_squared(shape).round(9), return_inverse=True)
-        start = -0.5 * np.log(2 * (values + mass**2))
-        self.log_width_of_class = torch.nn.Parameter(torch.tensor(start, dtype=dtype))
-        self.register_buffer("_class", torch.tensor(classes.reshape(shape)), persistent=False)
+        shells, numbers = momentum_shells(shape)
+        self.log_width_of_class = torch.nn.Parameter(torch.tensor(-0.5 * np.log(2 * (shells + mass**2)), dtype=dtype))
+        self.register_buffer("_class", torch.tensor(numbers), persistent=False)
 
     _class: Tensor
 
     def log_width(self) -> Tensor:
         """Return log σ(p)."""
         return self.log_width_of_class[self._class]
+
+    def take_over(self, other: SpectralDensity) -> None:
+        """Interpolate 1/σ²(p), which is linear in p̂² for a free field, of a density on another lattice."""
+        known, _ = momentum_shells(other._shape)
+        own, _ = momentum_shells(self._shape)
+        inverse_square = np.exp(-2 * other.log_width_of_class.detach().cpu().double().numpy())
+        with torch.no_grad():
+            self.log_width_of_class.copy_(torch.tensor(-0.5 * np.log(np.interp(own, known, inverse_square))))
 
 
 class UniformDensity(BaseDensity):
@@ -176,20 +192,41 @@ BASES = ("gaussian", "free_field", "spectral")
 """Names of the base densities in run descriptions."""
 
 
-def build_base(name: str, shape: tuple[int, ...], dtype: torch.dtype, mass: float) -> BaseDensity:
+def build_base(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, mass: float, *, learned: bool = True
+) -> BaseDensity:
     """Build a base density by name.
+
+    Parameters
+    ----------
+    name
+        A name in `BASES`.
+    shape
+        Lattice extents.
+    dtype
+        Type of the draws.
+    mass
+        Mass of a free field, in lattice units; that of "spectral" at the start of the training.
+    learned
+        Whether the free field's mass is learned; the others have nothing that could be kept fixed.
 
     Raises
     ------
     ParameterError
-        If the name is unknown or the mass not positive.
+        If the name is unknown, the mass not positive, or something else than a free field's mass is to be kept fixed.
     """
     if not mass > 0:
         raise ParameterError(got=f"base_mass = {mass}", expected="base_mass > 0", fix="choose a positive mass")
+    if not learned and name != "free_field":
+        raise ParameterError(
+            got=f"base_learned = false with base = {name!r}",
+            expected='base = "free_field", whose mass can be kept fixed',
+            fix="leave out `base_learned`",
+        )
     if name == "gaussian":
         return GaussianDensity(shape, dtype)
     if name == "free_field":
-        return FreeFieldDensity(shape, dtype, mass)
+        return FreeFieldDensity(shape, dtype, mass, learned=learned)
     if name == "spectral":
         return SpectralDensity(shape, dtype, mass)
     raise ParameterError(got=f"base = {name!r}", expected=f"one of {list(BASES)}", fix="correct `base` in [flow]")

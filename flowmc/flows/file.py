@@ -25,7 +25,7 @@ from flowmc.theories import Theory, from_description
 
 __all__ = ["SavedFlow", "describe_flow", "fingerprint", "read_tensors", "save_flow", "write_tensors"]
 
-FORMAT = 2
+FORMAT = 3
 HEADER = "flowmc"
 
 

@@ -26,6 +26,7 @@ from flowmc.flows.base import DTYPES, TransportFlow
 from flowmc.flows.circle import CIRCLE_MAPS
 from flowmc.flows.densities import UniformDensity
 from flowmc.flows.gauge_networks import MASKS, ConvolutionalNetwork, build_mask
+from flowmc.flows.rational_quadratic import LARGEST_BINS
 from flowmc.theories import AngleSpace, FieldSpace, Theory
 from flowmc.theories.spaces import wrapped
 from flowmc.theories.u1 import plaquette_angles
@@ -35,8 +36,6 @@ __all__ = ["GaugeConfig", "GaugeFlow"]
 NETWORKS = ("lattice", "packed")
 # Layers after which every link has been moved once.
 ROUND = 8
-# Beyond, the narrowest bins of a spline would leave no room for wider ones.
-MOST_PIECES = 50
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,10 @@ class GaugeConfig:
                 expected="numbers above zero, and an odd kernel",
                 fix="correct the value",
             )
-        if self.pieces > MOST_PIECES:
-            raise ParameterError(got=f"pieces = {self.pieces}", expected=f"at most {MOST_PIECES}", fix="lower `pieces`")
+        if self.pieces > LARGEST_BINS:
+            raise ParameterError(
+                got=f"pieces = {self.pieces}", expected=f"at most {LARGEST_BINS}", fix="lower `pieces`"
+            )
         if self.dilations and len(self.dilations) != len(self.hidden) + 1:
             raise ParameterError(
                 got=f"dilations = {list(self.dilations)} with hidden = {list(self.hidden)}",

@@ -1,21 +1,37 @@
-"""Conditioners: networks from the frozen sites of a checkerboard to shift and log-scale at the active ones.
+"""Conditioners: networks from the frozen sites of a coupling to the parameters of the map of its active ones.
 
-With Z2 equivariance, exact by construction: the hidden layers are odd functions of the field (no biases, tanh), the
-shift is linear in them and hence odd, the log-scale is linear in their squares and hence even.
+A conditioner returns two sets of parameters for each active site. With Z2 equivariance, exact by construction, the first
+is odd and the second even under φ → −φ: the hidden layers are odd functions of the field (no biases, tanh), the odd
+parameters are linear in them, the even ones linear in their squares.
+
+The weights of convolutions belong to displacements in the infinite lattice, W(d) with |d_μ| ≤ radius; on a periodic one
+of extents L every displacement collects the weights of its images, W_L(d) = Σ_n W(d + nL). The same weights therefore
+define the network on lattices of all sizes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmc.errors import ParameterError
 
-__all__ = ["NETWORKS", "Conditioner", "SiteConvolution", "build_conditioner", "displacement_classes"]
+__all__ = [
+    "NETWORKS",
+    "ChannelMix",
+    "Conditioner",
+    "DisplacementKernel",
+    "NetworkConfig",
+    "SiteConvolution",
+    "build_conditioner",
+]
 
 LARGEST_MATRIX = 2**27
 
@@ -23,41 +39,105 @@ NETWORKS = ("convolutional", "fully_connected")
 """Names of the conditioner networks in run descriptions."""
 
 
-def displacement_classes(
-    shape: tuple[int, ...], sites_in: np.ndarray, sites_out: np.ndarray, radius: int
-) -> tuple[np.ndarray, int]:
-    """Assign numbers to the displacements between two sets of sites of a periodic lattice.
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Hyper-parameters of the conditioners of a coupling.
 
     Parameters
     ----------
-    shape
-        Lattice extents.
-    sites_in, sites_out
-        Flat indices of sites.
+    network
+        "convolutional" (translation equivariant up to the partition) or "fully_connected".
+    hidden
+        Width of each hidden layer: channels of a convolution, features of a fully connected layer.
     radius
-        Largest distance in each direction; farther pairs get the last number, which stands for "no weight".
+        Range of the convolutions in each direction, in lattice units.
+    output_radius
+        Range of the last convolution: 0 is a map of each site's channels, which costs half and learns faster; −1 stands
+        for ``radius``.
+    symmetric
+        Whether the weights of convolutions respect the reflections and rotations of the lattice.
 
-    Returns
-    -------
-    classes
-        ``(n_in, n_out)`` numbers of the displacements.
-    n_classes
-        How many displacements there are within the radius.
+    Raises
+    ------
+    ParameterError
+        If a value is out of range or a name unknown.
     """
-    place_in = np.stack(np.unravel_index(sites_in, shape), axis=-1)
-    place_out = np.stack(np.unravel_index(sites_out, shape), axis=-1)
-    extent = np.array(shape)
-    displacement = (place_out[None] - place_in[:, None]) % extent
-    near = (np.minimum(displacement, extent - displacement) <= radius).all(axis=-1)
-    flat = np.ravel_multi_index(tuple(np.moveaxis(displacement, -1, 0)), shape)
-    values, numbers = np.unique(flat[near], return_inverse=True)
-    classes = np.full(flat.shape, len(values))
-    classes[near] = numbers
-    return classes, len(values)
+
+    network: str = "convolutional"
+    hidden: tuple[int, ...] = (8,)
+    radius: int = 4
+    output_radius: int = 0
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.network not in NETWORKS:
+            raise ParameterError(
+                got=f"network = {self.network!r}", expected=f"one of {list(NETWORKS)}", fix="correct `network`"
+            )
+        if self.radius < 1 or self.output_radius < -1 or not self.hidden or min(self.hidden) < 1:
+            raise ParameterError(
+                got=f"hidden = {list(self.hidden)}, radius = {self.radius}, output_radius = {self.output_radius}",
+                expected="at least one hidden layer, every width and the radius above zero, output_radius at least -1",
+                fix="correct the value",
+            )
+
+
+class DisplacementKernel(NamedTuple):
+    """Which weights of a convolution join two sets of sites of a periodic lattice."""
+
+    classes: NDArray[np.int64]
+    """``(n_in, n_out)`` numbers of the displacements modulo the extents."""
+    images: NDArray[np.float64]
+    """``(displacements, weights)``: how often each weight belongs to an image of the displacement."""
+
+    @classmethod
+    def build(
+        cls,
+        shape: tuple[int, ...],
+        sites_in: NDArray[np.int64],
+        sites_out: NDArray[np.int64],
+        radius: int,
+        *,
+        symmetric: bool,
+    ) -> DisplacementKernel:
+        """Find the weights of the displacements between two sets of sites.
+
+        Parameters
+        ----------
+        shape
+            Lattice extents.
+        sites_in, sites_out
+            Flat indices of sites.
+        radius
+            Largest displacement in each direction that has a weight.
+        symmetric
+            Whether displacements that reflections and exchanges of axes map onto each other share their weight.
+        """
+        extent = np.array(shape)
+        place_in = np.stack(np.unravel_index(sites_in, shape), axis=-1)
+        place_out = np.stack(np.unravel_index(sites_out, shape), axis=-1)
+        displacement = (place_out[None] - place_in[:, None]) % extent
+        found, classes = np.unique(_flat(displacement, shape), return_inverse=True)
+        every = np.stack(np.meshgrid(*[np.arange(-radius, radius + 1)] * len(shape), indexing="ij"), -1)
+        images = every.reshape(-1, len(shape))
+        flat = _flat(images % extent, shape)
+        images, flat = images[np.isin(flat, found)], flat[np.isin(flat, found)]
+        if symmetric:
+            images = np.sort(np.abs(images), axis=1)
+        kinds, weights = np.unique(images, axis=0, return_inverse=True)
+        counts = np.zeros((len(found), len(kinds)))
+        np.add.at(counts, (np.searchsorted(found, flat), weights.reshape(-1)), 1.0)
+        return cls(classes.reshape(displacement.shape[:2]), counts)
+
+
+def _flat(places: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    numbers: NDArray[np.int64] = np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), shape)
+    return numbers
 
 
 class SiteConvolution(torch.nn.Module):
-    """A translation-equivariant linear map from fields on one sublattice to fields on another.
+    """A translation-equivariant linear map from fields on one set of sites to fields on another.
 
     The weights depend on the displacement only. They are spread over a dense matrix once a call, so that a batch costs
     one matrix product: on lattices of a few hundred sites that is several times faster on a CPU than a convolution of
@@ -67,10 +147,8 @@ class SiteConvolution(torch.nn.Module):
 
     Parameters
     ----------
-    classes
-        ``(n_in, n_out)`` numbers of the displacements, as from `displacement_classes`.
-    n_classes
-        Number of displacements that have a weight.
+    kernel
+        The weights' places.
     channels_in, channels_out
         Numbers of channels.
     bias
@@ -85,32 +163,35 @@ class SiteConvolution(torch.nn.Module):
     """
 
     def __init__(
-        self, classes: np.ndarray, n_classes: int, channels_in: int, channels_out: int, *, bias: bool, zero: bool
+        self, kernel: DisplacementKernel, channels_in: int, channels_out: int, *, bias: bool, zero: bool
     ) -> None:
         super().__init__()
-        entries = channels_in * channels_out * classes.size
+        self._sites = kernel.classes.shape
+        entries = channels_in * channels_out * kernel.classes.size
         if entries > LARGEST_MATRIX:
             raise ParameterError(
-                got=f"convolutions of {channels_in} to {channels_out} channels on {sum(classes.shape)} sites: "
+                got=f"convolutions of {channels_in} to {channels_out} channels on {sum(self._sites)} sites: "
                 f"a dense matrix of {entries} entries",
                 expected=f"at most {LARGEST_MATRIX}",
                 fix="use fewer channels or a smaller lattice",
             )
         self._channels = (channels_in, channels_out)
         self._spread: tuple[Tensor, Tensor] | None = None
-        self._sites = classes.shape
-        self.register_buffer("_classes", torch.tensor(classes.reshape(-1)), persistent=False)
-        fan_in = channels_in * int((classes[:, 0] < n_classes).sum())
-        scale = 0.0 if zero else 1 / sqrt(fan_in)
-        self.weight = torch.nn.Parameter(scale * torch.randn(n_classes, channels_in * channels_out))
+        self.register_buffer("_classes", torch.tensor(kernel.classes.reshape(-1)), persistent=False)
+        self.register_buffer("_images", torch.tensor(kernel.images, dtype=torch.float32), persistent=False)
+        self.fan_in = channels_in * float(kernel.images.sum())
+        """Inputs of each output; those that share a weight count each."""
+        scale = 0.0 if zero else 1 / sqrt(self.fan_in)
+        self.weight = torch.nn.Parameter(scale * torch.randn(kernel.images.shape[1], channels_in * channels_out))
         self.bias = torch.nn.Parameter(torch.zeros(channels_out)) if bias else None
 
     _classes: Tensor
+    _images: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (n, channels_in × n_in) to (n, channels_out × n_out), channel-major."""
+        """Map (n, n_in × channels_in) to (n, n_out × channels_out), the channels of a site next to each other."""
         mapped = features @ self._matrix()
-        return mapped if self.bias is None else mapped + self.bias.repeat_interleave(self._sites[1])
+        return mapped if self.bias is None else mapped + self.bias.repeat(self._sites[1])
 
     def _matrix(self) -> Tensor:
         weight = self.weight
@@ -126,103 +207,128 @@ class SiteConvolution(torch.nn.Module):
 
     def _spread_out(self) -> Tensor:
         (channels_in, channels_out), (n_in, n_out) = self._channels, self._sites
-        padded = torch.cat([self.weight, self.weight.new_zeros(1, channels_in * channels_out)])
-        spread = padded.index_select(0, self._classes).reshape(n_in, n_out, channels_in, channels_out)
-        return spread.permute(2, 0, 3, 1).reshape(channels_in * n_in, channels_out * n_out)
+        spread = (self._images @ self.weight).index_select(0, self._classes)
+        matrix = spread.reshape(n_in, n_out, channels_in, channels_out).permute(0, 2, 1, 3)
+        return matrix.reshape(n_in * channels_in, n_out * channels_out)
+
+
+class ChannelMix(torch.nn.Module):
+    """A linear map of the channels of each site: a convolution of range zero.
+
+    Parameters
+    ----------
+    channels_in, channels_out
+        Numbers of channels.
+    bias
+        Whether each output channel has a bias.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(channels_out, channels_in))
+        self.bias = torch.nn.Parameter(torch.zeros(channels_out)) if bias else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (n, sites × channels_in) to (n, sites × channels_out), the channels of a site next to each other."""
+        mapped = torch.nn.functional.linear(features.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
+        return mapped.reshape(len(features), -1)
 
 
 class Conditioner(torch.nn.Module):
-    """Shift and log-scale of the active sites as a function of the frozen ones.
+    """Parameters of the active sites as a function of the frozen ones; at the start they are all zero.
 
     Parameters
     ----------
     hidden
         Linear maps of the hidden layers, in order.
-    shift, log_scale
-        Linear maps from the last hidden layer to the active sites.
+    odd, even
+        Linear maps from the last hidden layer to the parameters; None where there are no even ones.
     z2
-        Whether the shift is odd and the log-scale even in the frozen field.
+        Whether the first parameters are odd and the second even in the frozen field; else both are just functions.
     """
 
     def __init__(
-        self, hidden: list[torch.nn.Module], shift: torch.nn.Module, log_scale: torch.nn.Module, *, z2: bool
+        self, hidden: list[torch.nn.Module], odd: torch.nn.Module, even: torch.nn.Module | None, *, z2: bool
     ) -> None:
         super().__init__()
         self.hidden = torch.nn.ModuleList(hidden)
-        self.shift = shift
-        self.log_scale = log_scale
+        self.odd = odd
+        self.even = even
         self._z2 = z2
 
     def forward(self, frozen: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (n, n_frozen) to shift and log-scale, each (n, n_active)."""
+        """Map (n, n_frozen) to odd and even parameters, each (n, n_active × number), of the latter perhaps none."""
         features = frozen
         for layer in self.hidden:
             features = torch.tanh(layer(features))
-        even = features * features if self._z2 else features
-        return self.shift(features), self.log_scale(even)
+        if self.even is None:
+            return self.odd(features), features[:, :0]
+        return self.odd(features), self.even(features * features if self._z2 else features)
 
 
 def build_conditioner(
-    network: str,
+    config: NetworkConfig,
     shape: tuple[int, ...],
-    frozen: np.ndarray,
-    active: np.ndarray,
+    frozen: NDArray[np.int64],
+    active: NDArray[np.int64],
     *,
-    hidden: tuple[int, ...],
-    radius: int,
+    odd: int,
+    even: int,
     z2: bool,
 ) -> Conditioner:
-    """Build a conditioner; shift and log-scale start at zero, so that the coupling starts as the identity.
+    """Build a conditioner; its parameters start at zero, so that the coupling starts as the identity.
 
     Parameters
     ----------
-    network
-        "convolutional" (translation equivariant up to the checkerboard) or "fully_connected".
+    config
+        Hyper-parameters.
     shape
         Lattice extents.
     frozen, active
         Flat indices of the sites.
-    hidden
-        Width of each hidden layer: channels of a convolution, features of a fully connected layer.
-    radius
-        Range of the convolutions in each direction, in lattice units.
+    odd, even
+        Number of parameters of each kind at a site.
     z2
         Whether to build in equivariance under φ → −φ.
 
     Raises
     ------
     ParameterError
-        If the network is unknown, or convolutions meet an odd extent (no checkerboard closes on it).
+        If convolutions meet an odd extent (no partition closes on it).
     """
-    if network not in NETWORKS:
-        raise ParameterError(got=f"network = {network!r}", expected=f"one of {list(NETWORKS)}", fix="correct `network`")
-    if network == "fully_connected":
-        widths = [len(frozen), *hidden]
+    if config.network == "fully_connected":
+        widths = [len(frozen), *config.hidden]
         layers: list[torch.nn.Module] = [
             torch.nn.Linear(before, after, bias=not z2) for before, after in pairwise(widths)
         ]
-        shift = torch.nn.Linear(widths[-1], len(active), bias=not z2)
-        log_scale = torch.nn.Linear(widths[-1], len(active))
-        for last in (shift, log_scale):
-            for parameter in last.parameters():
+
+        def dense(number: int, *, bias: bool) -> torch.nn.Module:
+            made = torch.nn.Linear(widths[-1], number * len(active), bias=bias)
+            for parameter in made.parameters():
                 torch.nn.init.zeros_(parameter)
-        return Conditioner(layers, shift, log_scale, z2=z2)
+            return made
+
+        return Conditioner(layers, dense(odd, bias=not z2), dense(even, bias=True) if even else None, z2=z2)
     if any(extent % 2 for extent in shape):
         raise ParameterError(
             got=f"a convolutional network on {shape}",
             expected="even extents: a checkerboard does not close around an odd one",
             fix='choose even extents, or network = "fully_connected"',
         )
-    across = displacement_classes(shape, frozen, active, radius)
-    within = displacement_classes(shape, active, active, radius)
-    channels = [1, *hidden]
+
+    def kernel(sites_in: NDArray[np.int64], radius: int) -> DisplacementKernel:
+        return DisplacementKernel.build(shape, sites_in, active, radius, symmetric=config.symmetric)
+
+    channels = [1, *config.hidden]
     convolutions: list[torch.nn.Module] = [
-        SiteConvolution(*(within if i else across), before, after, bias=not z2, zero=False)
+        SiteConvolution(kernel(active if i else frozen, config.radius), before, after, bias=not z2, zero=False)
         for i, (before, after) in enumerate(pairwise(channels))
     ]
-    return Conditioner(
-        convolutions,
-        SiteConvolution(*within, channels[-1], 1, bias=not z2, zero=True),
-        SiteConvolution(*within, channels[-1], 1, bias=True, zero=True),
-        z2=z2,
-    )
+    output_radius = config.radius if config.output_radius < 0 else config.output_radius
+
+    def head(number: int, *, bias: bool) -> torch.nn.Module:
+        if output_radius == 0:
+            return ChannelMix(channels[-1], number, bias=bias)
+        return SiteConvolution(kernel(active, output_radius), channels[-1], number, bias=bias, zero=True)
+
+    return Conditioner(convolutions, head(odd, bias=not z2), head(even, bias=True) if even else None, z2=z2)

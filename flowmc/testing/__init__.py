@@ -16,6 +16,7 @@ from __future__ import annotations
 from flowmc.testing.exactness import ExactStart, acceptance_probabilities, counts_p_value, exact_start_scores
 from flowmc.testing.flows import FlowContract
 from flowmc.testing.kernels import KernelContract
+from flowmc.testing.layers import LayerContract
 from flowmc.testing.links import gauge_start, schwinger_draws, u1_draws
 from flowmc.testing.proposals import BlockProposalContract, GaussianProposal, ProposalContract
 from flowmc.testing.spins import ExactIsing, enumerate_spins, ising_start, transfer_matrix_draws
@@ -30,6 +31,7 @@ __all__ = [
     "GaugeTheoryContract",
     "GaussianProposal",
     "KernelContract",
+    "LayerContract",
     "ProposalContract",
     "ScalarTheoryContract",
     "SmoothTheoryContract",

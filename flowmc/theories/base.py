@@ -88,6 +88,11 @@ class Theory(abc.ABC):
     def annealed(self, fraction: float) -> Theory:
         """Return the theory at a fraction of the way from a trivial one, for training that approaches the target.
 
+        Parameters
+        ----------
+        fraction
+            From 0, the trivial theory, to 1, this one.
+
         Raises
         ------
         ParameterError
@@ -95,7 +100,7 @@ class Theory(abc.ABC):
         """
         raise ParameterError(
             got=f"annealing (fraction {fraction:g}) of the theory {self.name!r}",
-            expected="a theory with a path from a trivial one, for example ising",
+            expected="a theory with a path from a trivial one, for example phi4 or ising",
             fix="set annealing = 0 in [training]",
         )
 
@@ -144,6 +149,20 @@ class SmoothTheory(Theory):
 
 class ScalarTheory(SmoothTheory):
     """A theory of a real scalar field."""
+
+    def gaussian_mass(self) -> float:
+        """Return the mass of the free field that is nearest to the theory in KL(free ‖ theory), in lattice units.
+
+        Raises
+        ------
+        ParameterError
+            If that is not known of the theory.
+        """
+        raise ParameterError(
+            got=f"the mass of a free field matched to the theory {self.name!r}",
+            expected="a theory for which it is known, for example phi4",
+            fix="give `base_mass` as a number",
+        )
 
     def virial(self, field: Array) -> Array:
         """Return Σ_x φ ∂S/∂φ of each configuration, shape (n,).

@@ -7,8 +7,8 @@ with the unitary Fourier transform; each mode is Gaussian with ⟨|φ̃(p)|²⟩
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
+from math import isfinite, sqrt
 from typing import ClassVar
 
 import numpy as np
@@ -67,6 +67,15 @@ class FreeScalar(ScalarTheory):
         check_field(field, self.shape)
         dimensions = len(self.shape)
         return 2 * neighbour_sum(field, dimensions) - 2 * (2 * dimensions + self.mass**2) * field
+
+    def annealed(self, fraction: float) -> FreeScalar:
+        """Return the field of m²(t) = (1 − t) max(m², 1) + t m²: the path of `Phi4` at λ = 0; see `Theory.annealed`."""
+        squared = self.mass * self.mass
+        return replace(self, mass=sqrt((1 - fraction) * max(squared, 1.0) + fraction * squared))
+
+    def gaussian_mass(self) -> float:
+        """Return the theory's own mass; see `ScalarTheory.gaussian_mass`."""
+        return self.mass
 
     def draw(self, generator: np.random.Generator, n: int) -> NDArray[np.float64]:
         """Draw ``n`` exact, independent configurations, (n, *shape), by Fourier transform of white noise."""

@@ -11,13 +11,15 @@ that is Σ_x [(2d + m²) φ² + λ φ⁴ − 2 Σ_μ φ(x) φ(x+μ)]. There is n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
+from math import exp, isfinite
 from typing import ClassVar
+
+from scipy.optimize import brentq
 
 from flowmc.arrays import Array, batch_axes, check_field, namespace
 from flowmc.errors import ParameterError
-from flowmc.lattice import checked_shape, neighbour_sum
+from flowmc.lattice import checked_shape, momentum_squared, neighbour_sum
 from flowmc.theories.base import ScalarTheory
 from flowmc.theories.spaces import ContinuousSpace, RealSpace
 
@@ -141,9 +143,39 @@ class Phi4(ScalarTheory):
         density = square * (2 * len(self.shape) + self.m2 + self.lam * square) - 2 * field * forward
         return xp.sum(density, axis=batch_axes(self.shape), dtype=xp.float64)
 
+    def gaussian_mass(self) -> float:
+        """Return the mass M of the nearest free field, the solution of the gap equation; see the base class.
+
+        E_q[S + log q] over free fields q is stationary where M² = m² + 6 λ ⟨φ²⟩_q, ⟨φ²⟩_q = (1/V) Σ_p 1 / (2 (p̂² + M²)):
+        the Hartree approximation, which for λ > 0 has one positive solution whatever m².
+        """
+        hat = momentum_squared(self.shape)
+
+        def gap(log_mass: float) -> float:
+            square = exp(2 * log_mass)
+            return square - self.m2 - 6 * self.lam * float((0.5 / (hat + square)).mean())
+
+        # A small mass makes the zero mode fluctuate without bound, a large one nothing at all: a root lies between.
+        low, high = -1.0, 1.0
+        while gap(low) > 0:
+            low -= 1
+        while gap(high) < 0:
+            high += 1
+        return exp(float(brentq(gap, low, high, xtol=1e-13)))
+
     def force(self, field: Array) -> Array:
         """Return −∂S/∂φ = −2(2d + m²) φ − 4λ φ³ + 2 Σ_μ [φ(x+μ) + φ(x−μ)]; see `SmoothTheory.force`."""
         check_field(field, self.shape)
         dimensions = len(self.shape)
         local = field * (2 * (2 * dimensions + self.m2) + 4 * self.lam * (field * field))
         return 2 * neighbour_sum(field, dimensions) - local
+
+    def annealed(self, fraction: float) -> Phi4:
+        """Return the theory at a fraction t in [0, 1] of the way from a free field; see `Theory.annealed`.
+
+        Both couplings are linear in t: λ(t) = t λ, and m²(t) = (1 − t) max(m², 1) + t m². The free field at t = 0 has a
+        correlation length of at most about one site, so that flows begin near it. Wherever m²(t) ≤ 0, t > 0 and λ(t) > 0:
+        all of the way are theories.
+        """
+        free = max(self.m2, 1.0)
+        return replace(self, m2=(1 - fraction) * free + fraction * self.m2, lam=fraction * self.lam)

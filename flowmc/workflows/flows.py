@@ -25,7 +25,8 @@ from flowmc.errors import (
 from flowmc.flows import DTYPES, Flow, SavedFlow, build_flow, describe_flow, load_flow, save_flow
 from flowmc.proposals import Certificate, FlowProposal, as_proposal, certify
 from flowmc.theories import Theory
-from flowmc.training import TrainingFiles, choose_objective, train
+from flowmc.training import TrainingConfig, TrainingFiles, train
+from flowmc.workflows.samples import SampleSet, read_samples
 
 __all__ = [
     "certify_flow",
@@ -94,7 +95,7 @@ def train_flow(
     display
         Where progress is shown.
     base
-        Folder that a relative ``start_from`` refers to.
+        Folder that a relative ``start_from`` or ``samples`` refers to.
 
     Returns
     -------
@@ -105,7 +106,9 @@ def train_flow(
     ConfigError
         If the run has no flow, or the file to start from does not fit it.
     ParameterError, TheoryMismatchError, LatticeMismatchError
-        If flow, theory and objective do not go together.
+        If flow, theory, objective and samples do not go together.
+    EnsembleError
+        If the samples cannot be read.
     RunExistsError
         If the file or its checkpoint exists and ``resume`` is off.
     FlowFileError
@@ -119,7 +122,8 @@ def train_flow(
             if existing.exists():
                 raise exists_already(existing)
     flow = to_device(build_flow(config.flow, config.theory, seed=config.training.seed), config.training.device)
-    choose_objective(config.training.objective, flow, config.theory, config.training.batch_size)
+    config.training.require_samples(given=bool(config.training.samples))
+    config.training.reverse_objective(flow, config.theory)
     # Through JSON, as the file will hold it: tuples become lists.
     identity: dict[str, Any] = json.loads(
         json.dumps({"flow": describe_flow(flow), "training": config.training.identity()})
@@ -129,23 +133,47 @@ def train_flow(
     taken_over = _start_from(base / config.training.start_from, flow) if config.training.start_from else {}
     if taken_over:
         display.say(f"training starts from {config.training.start_from}: {taken_over['weights']}")
+    samples = _samples(config, base, display)
     output.parent.mkdir(parents=True, exist_ok=True)
     with display.training("training", config.training.steps) as on_record:
         result = train(
-            flow, config.theory, config.training, output, resume=resume, should_stop=should_stop, on_record=on_record
+            flow,
+            config.theory,
+            config.training,
+            output,
+            samples=samples.fields if samples else None,
+            resume=resume,
+            should_stop=should_stop,
+            on_record=on_record,
         )
     if not result.finished:
         return None
+    if result.ended_by != "steps":
+        display.say(
+            f"training ended after {result.step} of {config.training.steps} steps: {result.ended_by} is reached"
+        )
+    # What a flow has learned from has its price too, or else its cost could not be compared with that of HMC.
+    before = taken_over.get("seconds", 0.0) + (samples.seconds if samples else 0.0)
     facts = {
         "config": asdict(config.training),
         "steps": result.step,
-        "seconds": result.seconds + taken_over.get("seconds", 0.0),
+        "ended_by": result.ended_by,
+        "seconds": result.seconds + before,
         "start_from": taken_over,
+        "samples": {**result.samples, "seconds": samples.seconds} if samples else {},
     }
     # The log may have been removed by hand since the training ended.
     ess = result.records[-1].ess if result.records else None
     save_flow(output, flow, {**facts, "ess_batch": ess})
     return SavedFlow.read(output)
+
+
+def _samples(config: RunConfig, base: Path, display: Display) -> SampleSet | None:
+    if not config.training.samples:
+        return None
+    samples = read_samples(base / config.training.samples, config.theory)
+    display.say(f"training on {len(samples.fields)} configurations of {config.training.samples}")
+    return samples
 
 
 def _start_from(path: Path, flow: Flow) -> dict[str, Any]:
@@ -158,22 +186,20 @@ def _start_from(path: Path, flow: Flow) -> dict[str, Any]:
             fix="choose another file, or leave start_from out",
         )
     own = flow.state_dict()
-    fitting = {
-        name: tensor for name, tensor in saved.tensors.items() if name in own and own[name].shape == tensor.shape
-    }
-    if not fitting:
+    taken = flow.start_from(found)
+    if not taken:
         raise ConfigError(
             got=f"start_from = {path}, of whose weights none fits: {_shapes(saved.tensors)}",
             expected=f"some that this flow has too: {_shapes(own)}",
-            fix="take the same width and depth; a hierarchical flow on another lattice shares the networks of blocks of "
-            "one side, of which an 8 x 8 lattice has none if exact_cross = true; or leave start_from out",
+            fix="take the same layers, widths and ranges; a fully connected network belongs to one lattice; a "
+            "hierarchical flow on another lattice shares the networks of blocks of one side, of which an 8 x 8 lattice "
+            "has none if exact_cross = true; or leave start_from out",
         )
-    flow.load_state_dict({**own, **fitting})
     return {
         "fingerprint": saved.fingerprint,
         "theory": saved.theory.describe(),
-        "weights": f"{len(fitting)} of {len(own)} arrays of weights fit"
-        + (f"; afresh: {', '.join(name for name in own if name not in fitting)}" if len(fitting) < len(own) else ""),
+        "weights": f"{len(taken)} of {len(own)} arrays of weights fit"
+        + (f"; afresh: {', '.join(name for name in own if name not in taken)}" if len(taken) < len(own) else ""),
         "seconds": float(saved.training.get("seconds", 0.0)),
     }
 
@@ -187,7 +213,9 @@ def _kept(output: Path, theory: Theory, identity: dict[str, Any]) -> SavedFlow:
     """Return an existing flow, if it is the one that this run would train."""
     saved = SavedFlow.read(output)
     check_theory(saved, theory, output)
-    config = saved.training.get("config", {})
+    # A file from before there was a setting was trained with what is now its default.
+    recorded = saved.training.get("config", {})
+    config = {**asdict(TrainingConfig()), **recorded} if recorded else {}
     found = {"flow": saved.flow, "training": {key: config.get(key) for key in identity["training"]}}
     different = [
         (f"[{section}] {key} = ", found[section].get(key), wanted.get(key))

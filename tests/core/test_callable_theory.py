@@ -161,7 +161,8 @@ class TestRefusals:
 
 
 # A base that is far too wide for what it is trained for.
-FLOW = {"kind": "coupling", "layers": 2, "hidden": [4], "radius": 1, "base_mass": 0.3, "dtype": "float64"}
+LAYERS = [{"kind": "affine", "hidden": [4], "radius": 1}, {"kind": "sinh_arcsinh"}]
+FLOW = {"kind": "coupling", "layers": LAYERS, "repeat": 1, "base_mass": 0.3, "dtype": "float64"}
 CONFIG = TrainingConfig(
     objective="reinforce", steps=200, batch_size=128, learning_rate=2e-2, warmup_steps=5, seed=3, checkpoint_every=200
 )

@@ -13,7 +13,7 @@ from flowmc.flows.file import FORMAT, read_tensors, write_tensors
 from flowmc.theories import Ising, Phi4
 
 CASES: list[Flow] = [
-    build_flow({"kind": "coupling", "layers": 2}, Phi4((4, 4), m2=-4.0, lam=8.0)),
+    build_flow({"kind": "coupling", "repeat": 1}, Phi4((4, 4), m2=-4.0, lam=8.0)),
     build_flow({"kind": "hierarchical", "z2": False}, Ising((8, 8), 0.3, field=0.2)),
 ]
 

@@ -15,6 +15,7 @@ from flowmc.flows import (
     FLOWS,
     CouplingFlow,
     Flow,
+    MirroredFlow,
     SpinFlow,
     TransportFlow,
     build_flow,
@@ -33,13 +34,33 @@ from flowmc.theories import FreeScalar, Ising, Phi4, Theory, U1Gauge2D
 Shaken = Callable[[Mapping[str, object], Theory], Flow]
 
 SQUARE = Phi4((4, 4), m2=-4.0, lam=8.0)
+AFFINE: dict[str, object] = {"kind": "affine"}
+POINTWISE: dict[str, object] = {"kind": "sinh_arcsinh"}
+DENSE: dict[str, object] = {"kind": "affine", "network": "fully_connected", "hidden": [12]}
+SPLINE: dict[str, object] = {"kind": "spline", "bins": 5, "bound": 2.0, "radius": 1, "hidden": [3]}
 REAL: list[tuple[dict[str, object], Theory]] = [
     ({"kind": "coupling"}, SQUARE),
-    ({"kind": "coupling", "base": "gaussian", "z2": False, "layers": 4}, SQUARE),
-    ({"kind": "coupling", "base": "spectral", "radius": 1, "hidden": [4, 3]}, FreeScalar((4, 6), 0.8)),
-    ({"kind": "coupling", "network": "fully_connected", "hidden": [12], "layers": 3}, FreeScalar((3, 5), 0.8)),
-    ({"kind": "coupling", "network": "fully_connected", "z2": False, "sinh_arcsinh": False}, FreeScalar((6,), 0.8)),
-    ({"kind": "coupling", "layers": 2}, Phi4((2, 4, 2), m2=1.0, lam=0.5)),
+    ({"kind": "coupling", "base": "gaussian", "z2": False, "repeat": 2}, SQUARE),
+    (
+        {"kind": "coupling", "base": "spectral", "layers": [{"kind": "affine", "radius": 1, "hidden": [4, 3]}]},
+        FreeScalar((4, 6), 0.8),
+    ),
+    ({"kind": "coupling", "layers": [DENSE, POINTWISE], "repeat": 1}, FreeScalar((3, 5), 0.8)),
+    ({"kind": "coupling", "layers": [DENSE], "z2": False, "repeat": 2}, FreeScalar((6,), 0.8)),
+    ({"kind": "coupling", "repeat": 1}, Phi4((2, 4, 2), m2=1.0, lam=0.5)),
+    ({"kind": "coupling", "base_mass": "matched", "base_learned": False, "repeat": 2}, SQUARE),
+    (
+        {
+            "kind": "coupling",
+            "base": "spectral",
+            "layers": [{"kind": "additive", "partition": "stripes"}, {"kind": "rescale"}, {"kind": "spectral"}, SPLINE],
+            "repeat": 1,
+        },
+        SQUARE,
+    ),
+    ({"kind": "coupling", "layers": [{**AFFINE, "partition": "quarters"}, SPLINE], "repeat": 1, "z2": False}, SQUARE),
+    ({"kind": "mirrored", "repeat": 2, "z2": False}, SQUARE),
+    ({"kind": "mirrored", "layers": [DENSE], "repeat": 1, "z2": False}, FreeScalar((6,), 0.8)),
 ]
 GAUGE: dict[str, object] = {"kind": "gauge", "layers": 8, "hidden": [4], "pieces": 3}
 HYPER: list[tuple[tuple[int, int], dict[str, object]]] = [
@@ -99,15 +120,50 @@ def test_z2_equivariance_is_exact(description: dict[str, object], theory: Theory
     latent = flow.base.draw(10, torch_generator(1))
     field, log_det = flow.forward(latent)
     mirrored, log_det_mirrored = flow.forward(-latent)
-    torch.testing.assert_close(mirrored, -field, rtol=0, atol=0)
-    torch.testing.assert_close(log_det_mirrored, log_det, rtol=0, atol=0)
-    torch.testing.assert_close(flow.log_prob(-field), flow.log_prob(field), rtol=0, atol=0)
+    # Splines sum their mirrored rows in another order; all other layers are equivariant bit by bit.
+    kinds = [layer["kind"] for layer in flow.config.layers]
+    rounding = 1e-10 if "spline" in kinds else 0.0
+    torch.testing.assert_close(mirrored, -field, rtol=0, atol=rounding)
+    torch.testing.assert_close(log_det_mirrored, log_det, rtol=0, atol=rounding)
+    torch.testing.assert_close(flow.log_prob(-field), flow.log_prob(field), rtol=0, atol=rounding)
 
 
 def test_without_z2_the_flow_is_not_even(shaken: Shaken) -> None:
     flow = shaken({"kind": "coupling", "z2": False}, SQUARE)
     field, log_q = flow.sample(10, torch_generator(1))
     assert not torch.allclose(flow.log_prob(-field), log_q)
+
+
+def test_a_mirrored_flow_is_the_even_mixture(shaken: Shaken) -> None:
+    flow = shaken({"kind": "mirrored", "repeat": 2, "z2": False}, SQUARE)
+    assert isinstance(flow, MirroredFlow)
+    field, log_q = flow.sample(2000, torch_generator(1))
+    torch.testing.assert_close(flow.log_prob(-field), log_q, rtol=0, atol=1e-10)
+    density = (flow.one.log_prob(field).exp() + flow.one.log_prob(-field).exp()) / 2
+    torch.testing.assert_close(log_q.exp(), density, rtol=1e-10, atol=0)
+    one, log_one = flow.one.sample(2000, torch_generator(1))
+    torch.testing.assert_close(field.abs(), one.abs(), rtol=0, atol=0)
+    assert (log_q > log_one - np.log(2) - 1e-12).all()
+    signs = (field * one).sign().flatten(1)
+    assert (signs == signs[:, :1]).all()
+    assert abs(signs[:, 0].sum()) < 4.5 * 2000**0.5
+
+
+def test_a_mirrored_flow_starts_from_either_kind(shaken: Shaken) -> None:
+    given = {"repeat": 1, "base": "spectral", "z2": False}
+    one = shaken({"kind": "coupling", **given}, SQUARE)
+    for other in (one, shaken({"kind": "mirrored", **given}, SQUARE)):
+        flow = build_flow({"kind": "mirrored", **given}, SQUARE, seed=5).double()
+        assert set(flow.start_from(other)) == set(flow.state_dict())
+        inner = other.one if isinstance(other, MirroredFlow) else other
+        field, _ = inner.sample(4, torch_generator(1))
+        mixture = torch.logaddexp(inner.log_prob(field), inner.log_prob(-field)) - np.log(2)
+        torch.testing.assert_close(flow.log_prob(field), mixture, rtol=0, atol=1e-10)
+
+
+def test_an_equivariant_flow_is_not_mirrored() -> None:
+    with pytest.raises(ParameterError, match="own mirror image"):
+        build_flow({"kind": "mirrored", "z2": True}, SQUARE)
 
 
 def test_convolutions_are_translation_equivariant(shaken: Shaken) -> None:
@@ -123,18 +179,19 @@ def test_convolutions_are_translation_equivariant(shaken: Shaken) -> None:
 
 
 def test_convolution_radius_limits_the_range(shaken: Shaken) -> None:
-    description = {"kind": "coupling", "layers": 1, "radius": 1, "hidden": [3], "sinh_arcsinh": False}
-    flow = shaken(description, FreeScalar((8, 8), 0.8))
+    layer = {"kind": "affine", "radius": 1, "output_radius": 1, "hidden": [3]}
+    flow = shaken({"kind": "coupling", "layers": [layer], "repeat": 1}, FreeScalar((12, 12), 0.8))
     assert isinstance(flow, CouplingFlow)
-    even = checkerboard((8, 8))
-    latent = torch.zeros((2, 8, 8), dtype=torch.float64)
+    even = checkerboard((12, 12))
+    latent = torch.zeros((2, 12, 12), dtype=torch.float64)
     latent[1, 0, 1] = 0.7
     assert not even[0, 1]
     field, _ = flow.forward(latent + 0.3)
-    changed = np.argwhere((field[0] != field[1]).numpy())
-    distance = np.minimum(np.abs(changed - [0, 1]), 8 - np.abs(changed - [0, 1])).max(axis=1)
-    # Two convolutions of range one, one after the other.
-    assert distance.max() == 2
+    changed = (field[0] != field[1]).numpy()
+    distance = np.minimum(np.abs(np.argwhere(changed) - [0, 1]), 12 - np.abs(np.argwhere(changed) - [0, 1])).max(axis=1)
+    # Two convolutions of range one, one after the other, and again for the other sublattice.
+    assert distance.max() == 4
+    assert distance[even[changed]].max() == 2
 
 
 @pytest.mark.parametrize("shape", [(6,), (4, 3), (2, 3, 4)])
@@ -172,12 +229,12 @@ def test_production_precision_keeps_the_fingerprint() -> None:
 
 
 def test_frozen_convolutions_follow_their_weights(shaken: Shaken) -> None:
-    flow = shaken({"kind": "coupling", "layers": 2}, SQUARE).requires_grad_(False)
+    flow = shaken({"kind": "coupling", "repeat": 1}, SQUARE).requires_grad_(False)
     field, _ = flow.sample(5, torch_generator(1))
     before = flow.log_prob(field)
     for parameter in flow.parameters():
         parameter.data.mul_(1.1)  # around autograd: no version is counted
-    fresh = build_flow({"kind": "coupling", "layers": 2}, SQUARE).double()
+    fresh = build_flow({"kind": "coupling", "repeat": 1}, SQUARE).double()
     fresh.load_state_dict(flow.state_dict())
     assert not torch.equal(flow.log_prob(field), before)
     torch.testing.assert_close(flow.log_prob(field), fresh.log_prob(field), rtol=0, atol=1e-12)
@@ -198,7 +255,7 @@ class TestFiles:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         path = tmp_path / "flow.safetensors"
-        save_flow(path, build_flow({"kind": "coupling", "layers": 2}, SQUARE), {})
+        save_flow(path, build_flow({"kind": "coupling", "repeat": 1}, SQUARE), {})
         return path
 
     def test_truncated_at_any_length(self, path: Path) -> None:
@@ -247,7 +304,26 @@ class TestFiles:
 
 @pytest.mark.parametrize(
     "config",
-    [{"layers": 0}, {"hidden": ()}, {"base": "x"}, {"network": "x"}, {"dtype": "float16"}, {"base_mass": 0.0}],
+    [
+        {"layers": ()},
+        {"repeat": 0},
+        {"base": "x"},
+        {"dtype": "float16"},
+        {"base_mass": 0.0},
+        {"base_mass": "heavy"},
+        {"layers": ({"radius": 2},)},
+        {"layers": ({"kind": "afine"},)},
+        {"layers": ({"kind": "rescale", "radius": 2},)},
+        {"layers": ({"kind": "affine", "radius": "two"},)},
+        {"layers": ({"kind": "affine", "radius": True},)},
+        {"layers": ({"kind": "affine", "radius": 0},)},
+        {"layers": ({"kind": "affine", "hidden": []},)},
+        {"layers": ({"kind": "affine", "network": "x"},)},
+        {"layers": ({"kind": "affine", "partition": "x"},)},
+        {"layers": ({"kind": "affine", "output_radius": -2},)},
+        {"layers": ({"kind": "spline", "bins": 1},)},
+        {"layers": ({"kind": "spline", "bound": 0.0},)},
+    ],
 )
 def test_bad_hyper_parameters_are_refused(config: dict[str, object]) -> None:
     with pytest.raises(ParameterError):

@@ -20,7 +20,8 @@ from flowmc.training.objectives import Objective
 Shaken = Callable[[Mapping[str, object], Theory], Flow]
 
 PHI4 = Phi4((4, 4), m2=-4.0, lam=8.0)
-COUPLING = {"kind": "coupling", "layers": 4, "hidden": [4], "radius": 1}
+LAYERS = [{"kind": "affine", "hidden": [4], "radius": 1}, {"kind": "sinh_arcsinh"}]
+COUPLING = {"kind": "coupling", "layers": LAYERS, "repeat": 2}
 SPINS: list[tuple[dict[str, object], Ising]] = [
     ({"kind": "autoregressive", "translations": True}, Ising((4, 4), 0.44)),
     ({"kind": "hierarchical"}, Ising((4, 4), 0.44)),

@@ -50,7 +50,8 @@ class Case(NamedTuple):
         return flow
 
 
-COUPLING: dict[str, object] = {"kind": "coupling", "layers": 4, "hidden": [4], "radius": 1, "base_mass": 2.0}
+LAYERS = [{"kind": "affine", "hidden": [4], "radius": 1}, {"kind": "sinh_arcsinh"}]
+COUPLING: dict[str, object] = {"kind": "coupling", "layers": LAYERS, "repeat": 2, "base_mass": 2.0}
 GAUGE: dict[str, object] = {"kind": "gauge", "layers": 8, "hidden": [4], "pieces": 3}
 CASES = [
     Case(Phi4((4, 4), m2=-4.0, lam=8.0), COUPLING),
@@ -180,12 +181,12 @@ class TestPathGradient:
     def exact_flow(self, dtype: str) -> tuple[TransportFlow, FreeScalar]:
         """Return a flow that equals a free field, and is made of two maps that undo each other."""
         theory = FreeScalar((4, 4), 0.8)
-        hyper = {"kind": "coupling", "layers": 2, "hidden": [4], "base": "spectral", "base_mass": 0.8, "dtype": dtype}
+        hyper = {"kind": "coupling", "layers": LAYERS, "repeat": 1, "base": "spectral", "base_mass": 0.8, "dtype": dtype}
         flow = build_flow(hyper, theory, seed=1)
         assert isinstance(flow, TransportFlow)
         weights = dict(flow.named_parameters())
         with torch.no_grad():
-            weights["pointwise.0.log_b"].add_(0.7)
+            weights["layers.1.log_b"].add_(0.7)
             weights["base.log_width_of_class"].sub_(0.7)
         return flow, theory
 

@@ -22,8 +22,8 @@ lam = 8.0
 
 [flow]
 kind = "coupling"
-layers = 2
-hidden = [4]
+repeat = 1
+layers = [{ kind = "affine", hidden = [4] }, { kind = "sinh_arcsinh" }]
 
 [training]
 steps = 150
