@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +25,20 @@ from flowmc.sampling import SamplingPlan
 from flowmc.theories import THEORIES, Theory
 from flowmc.training import TrainingConfig
 
-__all__ = ["KERNELS", "BaselineConfig", "EnsembleConfig", "RunConfig", "SamplingConfig", "parse_run", "read_run"]
+__all__ = [
+    "KERNELS",
+    "TRAJECTORY_KERNELS",
+    "BaselineConfig",
+    "EnsembleConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "parse_run",
+    "read_run",
+]
 
-KERNELS = ("hmc", "pseudofermion_hmc", "heat_bath", "metropolis", "wolff", "swendsen_wang", "blocks", "flow")
+TRAJECTORY_KERNELS = ("hmc", "fourier_hmc", "pseudofermion_hmc")
+"""Kernels that move along trajectories, of which the step size is tuned."""
+KERNELS = (*TRAJECTORY_KERNELS, "heat_bath", "metropolis", "wolff", "swendsen_wang", "blocks", "flow")
 """What a cycle may be made of; several are joined by "+", flow proposals last."""
 HYBRIDS = {"real": "hmc+flow", "angle": "hmc+flow", "spin": "heat_bath+flow"}
 """What the kernel "hybrid" stands for, by the space of the field."""
@@ -62,7 +73,7 @@ class SamplingConfig:
     save_every
         Cycles between stored configurations.
     hmc_trajectories
-        Trajectories in a cycle, of "hmc" and "pseudofermion_hmc".
+        Trajectories in a cycle, of "hmc", "fourier_hmc" and "pseudofermion_hmc".
     flow_proposals
         Flow proposals in a cycle.
     sweeps
@@ -76,11 +87,14 @@ class SamplingConfig:
     integrator
         "minimum_norm" or "leapfrog".
     trajectory_length
-        Fictitious time of a trajectory, dimensionless.
+        Fictitious time of a trajectory, dimensionless; with "fourier_hmc", π/2 decorrelates the free field completely.
     step_size
         Molecular-dynamics step; the first guess of the tuner where ``tuning`` > 0.
     target_acceptance
         Acceptance of trajectories that the tuner aims at.
+    acceleration_mass
+        Mass M > 0 of "fourier_hmc", in lattice units: the momenta have the masses 2 (p̂² + M²) in momentum space. Best
+        near the inverse correlation length; it does not change the distribution.
     solver_tolerance
         Relative residual to which "pseudofermion_hmc" solves for the pseudofermions.
     start
@@ -113,6 +127,7 @@ class SamplingConfig:
     trajectory_length: float = 1.0
     step_size: float = 0.1
     target_acceptance: float = 0.85
+    acceleration_mass: float = 1.0
     solver_tolerance: float = 1e-10
     start: str = "auto"
     start_from: str = ""
@@ -133,6 +148,12 @@ class SamplingConfig:
                 got=f"target_acceptance = {self.target_acceptance}",
                 expected="a number between 0 and 1",
                 fix="correct it",
+            )
+        if not 0 < self.acceleration_mass < inf:
+            raise ParameterError(
+                got=f"acceleration_mass = {self.acceleration_mass}",
+                expected="a finite mass > 0, in lattice units",
+                fix="correct it, for example to the inverse correlation length",
             )
         if not 0 < self.solver_tolerance <= LARGEST_TOLERANCE:
             raise ParameterError(
@@ -167,7 +188,7 @@ class SamplingConfig:
             chains=self.chains,
             cycles=self.cycles,
             thermalisation=self.thermalisation,
-            tuning=self.tuning if {"hmc", "pseudofermion_hmc", "hybrid"} & set(self.kernel.split("+")) else 0,
+            tuning=self.tuning if {*TRAJECTORY_KERNELS, "hybrid"} & set(self.kernel.split("+")) else 0,
             cycles_per_block=self.cycles_per_block,
             save_every=self.save_every,
         )
@@ -193,7 +214,7 @@ class BaselineConfig:
         Metropolis.
     cycles, thermalisation, cycles_per_block, save_every
         As in ``[sampling]``; those left out are taken from there.
-    hmc_trajectories, flow_proposals, sweeps, cluster_updates, block_moves
+    hmc_trajectories, trajectory_length, flow_proposals, sweeps, cluster_updates, block_moves
         As in ``[sampling]``; those left out are taken from there.
     """
 
@@ -203,6 +224,7 @@ class BaselineConfig:
     cycles_per_block: int | None = None
     save_every: int | None = None
     hmc_trajectories: int | None = None
+    trajectory_length: float | None = None
     flow_proposals: int | None = None
     sweeps: int | None = None
     cluster_updates: int | None = None

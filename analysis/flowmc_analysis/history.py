@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float64]
 # Parts of a run over which the wall time is compared with itself.
 _WALLTIME_PARTS = 20
 
-HMC_KINDS = ("hmc", "pseudofermion_hmc")
+HMC_KINDS = ("hmc", "fourier_hmc", "pseudofermion_hmc")
 FLOW_KIND = "flow"
 
 

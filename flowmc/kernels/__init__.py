@@ -7,6 +7,7 @@ from flowmc.kernels.base import CycleMember, HybridState, Updates
 from flowmc.kernels.blocks import BlockMoves
 from flowmc.kernels.cluster import ClusterKernel, ClusterUpdates
 from flowmc.kernels.cycle import Cycle, CycleUpdates
+from flowmc.kernels.fourier_hmc import FourierHMC
 from flowmc.kernels.hmc import HMC, HMCInfo, Trajectories, TrajectoryKernel
 from flowmc.kernels.independence import FlowProposals, Independence, IndependenceInfo, Proposals
 from flowmc.kernels.integrators import INTEGRATORS, Phase, leapfrog, minimum_norm
@@ -26,6 +27,7 @@ __all__ = [
     "CycleMember",
     "CycleUpdates",
     "FlowProposals",
+    "FourierHMC",
     "HMCInfo",
     "HybridState",
     "Independence",

@@ -16,6 +16,7 @@ from flowmc.kernels import (
     Cycle,
     CycleMember,
     FlowProposals,
+    FourierHMC,
     Independence,
     LinkMetropolis,
     LocalKernel,
@@ -45,6 +46,11 @@ def _hmc(theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
     return _trajectories(HMC(cast(SmoothTheory, theory), settings.integrator), settings, seed)
 
 
+def _fourier_hmc(theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
+    kernel = FourierHMC(cast(SmoothTheory, theory), settings.integrator, settings.acceleration_mass)
+    return _trajectories(kernel, settings, seed)
+
+
 def _pseudofermions(theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
     kernel = PseudofermionHMC(cast(Schwinger, theory), settings.integrator, settings.solver_tolerance)
     return _trajectories(kernel, settings, seed)
@@ -65,6 +71,7 @@ def _clusters(rule: str, theory: Theory, settings: SamplingConfig, seed: int) ->
 
 OWN: dict[str, Callable[[Theory, SamplingConfig, int], CycleMember]] = {
     "hmc": _hmc,
+    "fourier_hmc": _fourier_hmc,
     "pseudofermion_hmc": _pseudofermions,
     "heat_bath": partial(_sweeps, "heat_bath"),
     "metropolis": partial(_sweeps, "metropolis"),

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from flowmc import __version__
 from flowmc.arrays import require_x64
-from flowmc.config import RunConfig, SamplingConfig
+from flowmc.config import TRAJECTORY_KERNELS, RunConfig, SamplingConfig
 from flowmc.display import Display
-from flowmc.errors import ConfigError, ParameterError, RunExistsError, TheoryMismatchError
+from flowmc.errors import ConfigError, ParameterError, RunExistsError
 from flowmc.flows import build_flow, load_flow
 from flowmc.kernels import Cycle
 from flowmc.proposals import Proposal, as_proposal, certify
@@ -25,6 +25,7 @@ from flowmc.seeds import fold, numpy_generator
 from flowmc.theories import Theory
 from flowmc.workflows.cycles import build_cycle, build_members
 from flowmc.workflows.flows import check_device, check_theory, check_writable, exists_already, for_production
+from flowmc.workflows.samples import check_ensemble
 from flowmc_ensembles import Ensemble, EnsembleDescription, EnsembleWriter, StreamDescription
 
 __all__ = ["check_resumable", "sample_ensemble", "versions"]
@@ -175,7 +176,7 @@ def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[
     parameters["device"] = settings.device
     parameters["run_seed"] = settings.seed
     parameters["start"] = settings.start_from or settings.start
-    if {"hmc", "pseudofermion_hmc"} & set(cycle.kinds):
+    if set(TRAJECTORY_KERNELS) & set(cycle.kinds):
         parameters["tuning"] = {"step_size": settings.step_size, "target_acceptance": settings.target_acceptance}
     return {
         "seed": seed,
@@ -207,7 +208,7 @@ def _describe_ensemble(config: RunConfig, flow: _Flow | None) -> EnsembleDescrip
 
 def _check_same_run(found: Ensemble, theory: Theory, wanted: dict[str, Any]) -> None:
     """Refuse to go on with a file of another run; more cycles are the one thing that may differ."""
-    _check_theory(found, theory, "the file")
+    check_ensemble(found, theory, "the file")
     stream = found.streams[0].description
     parameters = "algorithm_parameters"
     old = {key: getattr(stream, key) for key in wanted if key != parameters} | _flat(dict(stream.algorithm_parameters))
@@ -257,22 +258,13 @@ def check_resumable(config: RunConfig, settings: SamplingConfig, output: Path, b
     build_members(config.theory, settings, _run_seed(settings), proposal)
     if output.exists():
         found = Ensemble(output)
-        _check_theory(found, config.theory, str(output))
+        check_ensemble(found, config.theory, str(output))
         if not settings.needs_flow:
             seed = _run_seed(settings)
             cycle = build_cycle(config.theory, settings, seed, None)
             _check_same_run(found, config.theory, _describe_stream(cycle, settings, seed))
     elif settings.start_from:
         _last_state(base / settings.start_from, config.theory, settings.chains, _run_seed(settings))
-
-
-def _check_theory(found: Ensemble, theory: Theory, what: str) -> None:
-    if found.description.action != theory.describe():
-        raise TheoryMismatchError(
-            got=f"{what}, an ensemble of {dict(found.description.action)}",
-            expected=f"an ensemble of {theory.describe()}",
-            fix="correct [theory], or choose another file",
-        )
 
 
 Start = Callable[[], NDArray[Any]]
@@ -307,7 +299,7 @@ def _flow_start(theory: Theory, proposal: Proposal, seed: int, chains: int) -> N
 
 def _last_state(path: Path, theory: Theory, chains: int, seed: int) -> tuple[Start, str]:
     ensemble = Ensemble(path)
-    _check_theory(ensemble, theory, f"start_from = {path}")
+    check_ensemble(ensemble, theory, f"start_from = {path}")
     stream = ensemble.streams[-1]
     if stream.description.seed == seed:
         raise ParameterError(

@@ -50,6 +50,21 @@ def test_baselines_take_the_sampling_section() -> None:
     assert (hmc.kernel, hmc.chains, hmc.cycles) == ("hmc", 8, 300)
 
 
+def test_baselines_have_their_own_trajectory_length() -> None:
+    # Fictitious time means something else with Fourier acceleration.
+    run = parse_run(
+        {
+            "theory": THEORY,
+            "sampling": {"kernel": "hmc", "trajectory_length": 1.0, "acceleration_mass": 0.4},
+            "baseline": {"kernels": ["fourier_hmc"], "trajectory_length": 1.5},
+        }
+    )
+    baseline = run.baselines()["fourier_hmc"]
+    assert (baseline.trajectory_length, baseline.acceleration_mass) == (1.5, 0.4)
+    assert baseline.plan.tuning == run.sampling.tuning
+    assert run.sampling.trajectory_length == 1.0
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown section": ({"theory": THEORY, "samplings": {}}, "did you mean 'sampling'"),
     "unknown key": ({"theory": THEORY, "sampling": {"chain": 3}}, "did you mean 'chains'"),
@@ -72,6 +87,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "tuning in production": ({"theory": THEORY, "sampling": {"tuning": 200}}, "tuning = 200"),
     "flow start of hmc": ({"theory": THEORY, "sampling": {"kernel": "hmc", "start": "flow"}}, "flow to draw from"),
     "zero step": ({"theory": THEORY, "sampling": {"step_size": 0.0}}, "step_size = 0.0"),
+    "zero mass": ({"theory": THEORY, "sampling": {"acceleration_mass": 0.0}}, "acceleration_mass = 0.0"),
+    "kernel nearly named": ({"theory": THEORY, "sampling": {"kernel": "fourier"}}, "did you mean 'fourier_hmc'"),
+    "short baseline": ({"theory": THEORY, "baseline": {"kernels": ["hmc"], "trajectory_length": 0.01}}, "[baseline]"),
     "training value": ({"theory": THEORY, "training": {"steps": -5}}, "steps = -5"),
 }
 

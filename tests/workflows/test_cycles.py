@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from flowmc.config import HYBRIDS, KERNELS, SamplingConfig
+from flowmc.config import HYBRIDS, KERNELS, TRAJECTORY_KERNELS, SamplingConfig
 from flowmc.errors import FlowmcError, LatticeMismatchError, ParameterError
 from flowmc.flows import build_flow
-from flowmc.kernels import CycleMember
+from flowmc.kernels import CycleMember, Trajectories
 from flowmc.proposals import Proposal, ProposalMetadata, as_proposal
 from flowmc.sampling import MemoryStore, SamplingPlan, sample
 from flowmc.seeds import numpy_generator, torch_generator
@@ -21,6 +21,7 @@ from flowmc.workflows.cycles import OWN, WITH_FLOW, build_cycle, build_members
 from flowmc.workflows.ensembles import _flow_start
 from flowmc.workflows.flows import for_production
 from flowmc_analysis.gamma import gamma_method
+from flowmc_analysis.history import HMC_KINDS
 from flowmc_analysis.zscores import judge, z_score
 
 SETTINGS = SamplingConfig(
@@ -32,6 +33,7 @@ LINKS = U1Gauge2D((2, 4), 1.5)
 FERMIONS = Schwinger((2, 4), 1.5, 0.2)
 CASES: list[tuple[str, Theory]] = [
     ("hmc", FREE),
+    ("fourier_hmc", FREE),
     ("flow", FREE),
     ("hmc", LINKS),
     ("hmc", FERMIONS),
@@ -90,7 +92,22 @@ class TestContract(KernelContract):
         proposal = proposal_for(theory) if kernel in WITH_FLOW else None
         (member,) = build_members(theory, replace(SETTINGS, kernel=kernel), 7, proposal)
         assert member.kind == kernel
+        assert isinstance(member, Trajectories) == (kernel in TRAJECTORY_KERNELS)
         return member
+
+
+def test_the_analysis_knows_the_kernels_that_move_along_trajectories() -> None:
+    assert set(HMC_KINDS) == set(TRAJECTORY_KERNELS) <= set(KERNELS)
+
+
+def test_fourier_acceleration_takes_its_settings_and_joins_a_flow() -> None:
+    settings = replace(SETTINGS, kernel="fourier_hmc+flow", tuning=50, acceleration_mass=0.3, trajectory_length=1.5)
+    assert settings.plan.tuning == 50
+    cycle = build_cycle(FREE, settings, 7, proposal_for(FREE))
+    assert cycle.kinds == ("fourier_hmc", "flow")
+    description = cycle.members[0].describe()
+    assert (description["acceleration_mass"], description["trajectory_length"]) == (0.3, 1.5)
+    assert cycle.members[0].adaptation()["target"] == settings.target_acceptance
 
 
 def test_hybrid_stands_for_the_kernels_of_the_field() -> None:
@@ -139,6 +156,9 @@ WRONG: list[tuple[str, Theory, str]] = [
     ("pseudofermion_hmc", LINKS, "n_flavours = 2"),
     ("pseudofermion_hmc", Schwinger((4, 4), 1.0, 0.2, n_flavours=1), "n_flavours = 2"),
     ("pseudofermion_hmc", FREE, "n_flavours = 2"),
+    ("fourier_hmc", SPINS, "real scalar"),
+    ("fourier_hmc", LINKS, "real scalar"),
+    ("fourier_hmc", FERMIONS, "real scalar"),
 ]
 
 
