@@ -193,6 +193,23 @@ def train(
             typer.echo(f"{output}: fingerprint {saved.fingerprint[:16]}, {seconds:.0f} s{last}")
 
 
+@app.command("plot-training")
+def plot_training(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Flow files with their logs beside them, or logs.", metavar="FLOW_OR_LOG...")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Figure; by default beside the log, or training.png for several logs."),
+    ] = None,
+) -> None:
+    """Draw the course of trainings, also of one that is going on."""
+    with _errors():
+        from flowmc.workflows import plot_training as draw_training
+
+        typer.echo(f"figure: {draw_training(sources, output)}")
+
+
 @app.command()
 def certify(
     flow: Annotated[Path, typer.Argument(help="Flow file.", metavar="FLOW")],

@@ -76,7 +76,7 @@ class NonFiniteError(FlowmcError):
 
 
 class FlowFileError(FlowmcError):
-    """A flow or training checkpoint cannot be read: missing, truncated, not one of ours, or with bad weights."""
+    """A flow, training checkpoint or log cannot be read: missing, truncated, not one of ours, or with bad weights."""
 
 
 class CertificateError(FlowmcError):

@@ -41,7 +41,6 @@ __all__ = [
     "plot_history",
     "plot_log_weights",
     "plot_tau_int",
-    "plot_training_history",
     "plot_two_point",
     "plot_z_scores",
 ]
@@ -351,44 +350,6 @@ def plot_correlation(
     axis.set_xlabel("distance r (lattice units)")
     axis.set_ylabel(r"$\langle s_0 s_r\rangle$")
     set_title(axis, "spin-spin correlation on an axis")
-    return figure
-
-
-def plot_training_history(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Show loss, effective sample size and acceptance estimate during training.
-
-    Parameters
-    ----------
-    rows
-        One mapping per recorded step with keys ``step``, ``loss`` (nats), ``ess``, ``acceptance`` (fractions) and
-        ``seconds`` (since the start).
-
-    Returns
-    -------
-    The figure: the loss on the left, the fractions on the right.
-
-    Raises
-    ------
-    AnalysisError
-        If there are no rows.
-    """
-    _require(rows, "rows")
-    figure, (left, right) = new_figure(1, 2, width=8.4, height=3.3)
-    step = np.array([row["step"] for row in rows])
-    left.plot(step, [row["loss"] for row in rows], color=PALETTE[0], linewidth=1.2)
-    left.set_ylabel(r"reverse KL loss (nats, up to $\ln Z$)")
-    right.plot(step, [row["ess"] for row in rows], color=PALETTE[2], linewidth=1.2, label="ESS per draw (reverse)")
-    right.plot(
-        step, [row["acceptance"] for row in rows], color=PALETTE[1], linestyle="--", linewidth=1.2, label="acceptance"
-    )
-    right.set_ylim(0.0, 1.02)
-    right.set_ylabel("fraction")
-    add_legend(right)
-    for axis in (left, right):
-        axis.set_xlabel("training step")
-    seconds = float(rows[-1]["seconds"])
-    set_title(left, f"loss ({int(step[-1])} steps, {seconds:.0f} s)")
-    set_title(right, "quality of the flow")
     return figure
 
 

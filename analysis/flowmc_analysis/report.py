@@ -30,6 +30,7 @@ from flowmc_analysis.tables import (
 
 if TYPE_CHECKING:
     from flowmc_analysis.ensemble import EnsembleAnalysis
+    from flowmc_analysis.training_plots import Row
     from flowmc_ensembles.descriptions import EnsembleDescription
 
 __all__ = ["render_report", "write_report"]
@@ -44,7 +45,7 @@ def write_report(
     comparison: Comparison | None = None,
     *,
     title: str = "",
-    training_history: Sequence[Mapping[str, float]] | None = None,
+    training_history: Sequence[Row] | None = None,
     run_info: Mapping[str, object] | None = None,
 ) -> Path:
     """Write the report; a file of that name is replaced in one step, or not at all.
@@ -60,7 +61,8 @@ def write_report(
     title
         Heading; theory, lattice and couplings by default.
     training_history
-        One mapping per recorded training step: ``step``, ``loss``, ``ess``, ``acceptance``, ``seconds``.
+        One mapping per recorded training step, as for
+        :func:`~flowmc_analysis.training_plots.plot_training_history`.
     run_info
         Further facts for the run card (configuration, versions, certificate); nested mappings are flattened.
 
@@ -92,7 +94,7 @@ def render_report(
     comparison: Comparison | None = None,
     *,
     title: str = "",
-    training_history: Sequence[Mapping[str, float]] | None = None,
+    training_history: Sequence[Row] | None = None,
     run_info: Mapping[str, object] | None = None,
 ) -> str:
     """Give the report as HTML text; parameters as in :func:`write_report`."""

@@ -13,6 +13,7 @@ import scipy.special
 
 from flowmc_analysis import plots
 from flowmc_analysis.plot_style import SeriesStyle, series_styles
+from flowmc_analysis.training_plots import Row, plot_training_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +55,7 @@ class Picture:
 def draw_pictures(
     analyses: Sequence[EnsembleAnalysis],
     comparison: Comparison | None = None,
-    training_history: Sequence[Mapping[str, float]] | None = None,
+    training_history: Sequence[Row] | None = None,
 ) -> tuple[Picture, ...]:
     """Draw everything the analyses have data for.
 
@@ -65,7 +66,7 @@ def draw_pictures(
     comparison
         Their comparison, if there is one.
     training_history
-        Rows for :func:`flowmc_analysis.plots.plot_training_history`.
+        Rows for :func:`flowmc_analysis.training_plots.plot_training_history`.
     """
     styles = series_styles(analysis.label for analysis in analyses)
     pictures = []
@@ -76,10 +77,10 @@ def draw_pictures(
     pictures += _weights(analyses, styles)
     pictures += _correlators(analyses, styles)
     if training_history:
-        figure = plots.plot_training_history(training_history)
+        figure = plot_training_history({"training": training_history})
         caption = (
-            "Loss, effective sample size and acceptance during training. Where training is annealed, they refer to the"
-            " theory of that step, not to the final one."
+            "Loss, effective sample size and acceptance, gradient norm and learning rate during training; bold lines are"
+            " running medians. Where training is annealed, they refer to the theory of that step, not to the final one."
         )
         pictures.append(_picture("Training", figure, caption))
     return tuple(pictures)

@@ -1,9 +1,12 @@
-"""Training of built-in flows: objectives, schedules, checkpoints and the loop."""
+"""Training of built-in flows: objectives, schedules, checkpoints, the log and the loop."""
 
 from __future__ import annotations
 
-from flowmc.training.checkpoint import TrainingFiles, TrainingRecord
+from flowmc.training.checkpoint import LOG_SUFFIX, TrainingFiles
+from flowmc.training.config import ANNEALING_PATHS, STOP_WINDOW, TrainingConfig
+from flowmc.training.forward import FORWARD_KL, SampleLoss, Samples, forward_kl
 from flowmc.training.gradients import GradientStatistics, gradient_statistics, summed_gradient
+from flowmc.training.log import TrainingRecord, read_log
 from flowmc.training.objectives import (
     OBJECTIVES,
     Loss,
@@ -14,20 +17,28 @@ from flowmc.training.objectives import (
     reverse_kl_autograd,
 )
 from flowmc.training.schedules import SCHEDULES
-from flowmc.training.trainer import TrainingConfig, TrainingResult, train
+from flowmc.training.trainer import TrainingResult, train
 
 __all__ = [
+    "ANNEALING_PATHS",
+    "FORWARD_KL",
+    "LOG_SUFFIX",
     "OBJECTIVES",
     "SCHEDULES",
+    "STOP_WINDOW",
     "GradientStatistics",
     "Loss",
+    "SampleLoss",
+    "Samples",
     "TrainingConfig",
     "TrainingFiles",
     "TrainingRecord",
     "TrainingResult",
     "choose_objective",
+    "forward_kl",
     "gradient_statistics",
     "path_gradient",
+    "read_log",
     "reinforce",
     "reverse_kl",
     "reverse_kl_autograd",

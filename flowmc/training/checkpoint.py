@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,12 @@ import torch
 from flowmc.errors import FlowFileError
 from flowmc.flows import Flow
 from flowmc.flows.file import FORMAT, read_tensors, write_tensors
+from flowmc.training.log import TrainingLog, TrainingRecord, parse_log
 
-__all__ = ["TrainingFiles", "TrainingRecord"]
+__all__ = ["LOG_SUFFIX", "TrainingFiles"]
 
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """One line of the training log."""
-
-    step: int
-    loss: float
-    """E_q[log q + S] on the batch, nats."""
-    ess: float
-    """Reverse effective sample size of the batch, as a fraction."""
-    acceptance: float
-    """Acceptance of independence Metropolis, estimated from the batch's weights."""
-    gradient_norm: float
-    learning_rate: float
-    seconds: float
-    """Wall time of the training so far."""
+LOG_SUFFIX = ".training.jsonl"
+"""How the names of logs end."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,7 @@ class TrainingFiles:
     @property
     def log(self) -> Path:
         """Path of the log, one JSON object a line."""
-        return self.flow.with_name(f"{self.flow.stem}.training.jsonl")
+        return self.flow.with_name(f"{self.flow.stem}{LOG_SUFFIX}")
 
     def save(
         self,
@@ -63,13 +50,10 @@ class TrainingFiles:
         step: int,
         seconds: float,
         identity: Mapping[str, Any],
-        records: Sequence[TrainingRecord],
+        log: TrainingLog,
     ) -> None:
         """Write the checkpoint atomically, after the log: a log may be ahead of its checkpoint, never behind."""
-        lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
-        partial = self.log.with_name(f"{self.log.name}.partial")
-        partial.write_text(lines)
-        partial.replace(self.log)
+        log.write()
         tensors = {f"flow.{name}": tensor for name, tensor in flow.state_dict().items()}
         for index, moments in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
@@ -84,15 +68,17 @@ class TrainingFiles:
         Raises
         ------
         FlowFileError
-            If it cannot be read, or belongs to another training.
+            If it or its log cannot be read, or it belongs to another training.
         """
         tensors, header = read_tensors(self.checkpoint, "a training checkpoint written by flowmc")
-        if header["identity"] != json.loads(json.dumps(identity)):
-            different = sorted(key for key in identity if header["identity"].get(key) != identity[key])
+        # Through JSON, as the header was: tuples become lists.
+        found, wanted = header["identity"], json.loads(json.dumps(identity))
+        if found != wanted:
+            different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
             raise FlowFileError(
                 got=f"a checkpoint of another training: {different} differ",
-                expected="the theory, flow and training sections of this run",
-                fix=f"restore the sections, or remove {self.checkpoint.name} to train anew",
+                expected="the theory, flow and training sections of this run, and the same samples and starting weights",
+                fix=f"restore them, or remove {self.checkpoint.name} to train anew",
             )
         flow.load_state_dict({k.removeprefix("flow."): t for k, t in tensors.items() if k.startswith("flow.")})
         state: dict[int, dict[str, torch.Tensor]] = {}
@@ -101,7 +87,8 @@ class TrainingFiles:
                 _, index, name = key.split(".")
                 state.setdefault(int(index), {})[name] = tensor
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-        lines = self.log.read_text().splitlines() if self.log.is_file() else []
-        records = [TrainingRecord(**json.loads(line)) for line in lines]
+        # A log may have been removed by hand.
+        text = self.log.read_text(encoding="utf-8") if self.log.is_file() else ""
         step = int(header["step"])
-        return step, float(header["seconds"]), [record for record in records if record.step <= step]
+        records = [record for record in parse_log(text, str(self.log)) if record.step <= step]
+        return step, float(header["seconds"]), records

@@ -13,6 +13,7 @@ from flowmc.errors import ParameterError
 from flowmc.flows import Flow
 from flowmc.seeds import torch_generator
 from flowmc.theories import Theory
+from flowmc.training.forward import SampleLoss
 from flowmc.training.objectives import Loss, Objective
 
 __all__ = ["GradientStatistics", "gradient_statistics", "summed_gradient"]
@@ -48,7 +49,7 @@ class GradientStatistics:
         return float(self.variance.sum())
 
 
-def summed_gradient(flow: Flow, pieces: Iterable[Loss]) -> NDArray[np.float64]:
+def summed_gradient(flow: Flow, pieces: Iterable[Loss | SampleLoss]) -> NDArray[np.float64]:
     """Return the gradient of a batch, (weights,), in the order of ``flow.parameters()``; the flow keeps its own.
 
     Parameters

@@ -13,6 +13,8 @@ path_gradient       force  transport      the draw; log q with respect to the fi
 reinforce           action any            log q at given fields
 =================== ====== ============== ==================================================================
 
+The forward divergence, which needs samples of the target, is in `flowmc.training.forward`.
+
 An objective is a generator: it yields its batch in micro-batches, and whoever trains calls ``backward`` on each piece as
 it comes. Gradients add up, and the graph of one micro-batch is freed before that of the next one is made, so that memory
 is that of a micro-batch.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import cos, pi
+from math import cos, exp, log, pi
 
-__all__ = ["SCHEDULES", "Schedule", "constant", "cosine"]
+__all__ = ["SCHEDULES", "Schedule", "constant", "cosine", "exponential", "linear"]
+
+LAST_OF_EXPONENTIAL = 0.01
+"""What an exponential schedule ends at."""
 
 Schedule = Callable[[float], float]
 """Maps the fraction of the training that is done, in [0, 1], to a factor of the learning rate."""
@@ -25,5 +28,28 @@ def cosine(fraction: float) -> float:
     return 0.5 * (1 + cos(pi * fraction))
 
 
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine}
+def linear(fraction: float) -> float:
+    """Return 1 − t.
+
+    >>> [linear(t) for t in (0.0, 0.25, 1.0)]
+    [1.0, 0.75, 0.0]
+    """
+    return 1.0 - fraction
+
+
+def exponential(fraction: float) -> float:
+    """Return 0.01^t: the same factor from step to step, down to 1 % at the end.
+
+    >>> [round(exponential(t), 3) for t in (0.0, 0.5, 1.0)]
+    [1.0, 0.1, 0.01]
+    """
+    return exp(fraction * log(LAST_OF_EXPONENTIAL))
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": constant,
+    "cosine": cosine,
+    "exponential": exponential,
+    "linear": linear,
+}
 """Every schedule by its name in run descriptions."""

@@ -3,136 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from math import ceil, isfinite, log
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from flowmc.errors import NonFiniteError, ParameterError
+from flowmc.errors import NonFiniteError
 from flowmc.flows import Flow, describe_flow, fingerprint
 from flowmc.seeds import torch_generator
 from flowmc.theories import Theory
-from flowmc.training.checkpoint import TrainingFiles, TrainingRecord
-from flowmc.training.objectives import OBJECTIVES, Objective, check_micro_batch, choose_objective
-from flowmc.training.schedules import SCHEDULES
+from flowmc.training.checkpoint import TrainingFiles
+from flowmc.training.config import STOP_WINDOW, TrainingConfig
+from flowmc.training.forward import Samples, forward_kl
+from flowmc.training.log import TrainingLog, TrainingRecord
+from flowmc.training.objectives import Objective
 from flowmc_analysis.weights import acceptance_independence, ess_reverse
 
-__all__ = ["TrainingConfig", "TrainingResult", "train"]
-
-# Steps between lines of the log and refreshes of the display.
-LOG_EVERY = 20
-# So near to the target in the fraction of the way, annealing is over.
-ANNEALED = 1e-4
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The ``[training]`` section of a run.
-
-    Parameters
-    ----------
-    objective
-        A name in `flowmc.training.objectives.OBJECTIVES`, or "auto" for the one that suits flow and theory.
-    steps
-        Optimiser steps.
-    batch_size
-        Draws per step.
-    micro_batch
-        Draws whose graph is held at once, a divisor of ``batch_size``: gradients of micro-batches add up to that of the
-        batch, in less memory. 0 is the whole batch. Another number draws other fields.
-    learning_rate
-        Adam's step size at the start of the schedule.
-    schedule
-        A name in `flowmc.training.schedules.SCHEDULES`.
-    warmup_steps
-        Steps over which the learning rate rises linearly before the schedule takes over.
-    gradient_clip
-        Largest gradient norm; longer gradients are shortened to it.
-    annealing
-        Rate r of an approach to the target: step t trains for the theory at a fraction 1 − r^t of the way from a trivial
-        one (inverse temperature β (1 − r^t)), and for the target itself once r^t < 10⁻⁴. 0 is no annealing.
-    start_from
-        Path of a flow file to take weights from, relative to the run description: a flow of the same kind for other
-        couplings, or for another lattice where the kind allows it. What does not fit starts afresh.
-    seed
-        Seed of weights and draws.
-    checkpoint_every
-        Steps between checkpoints.
-    threads
-        Threads of torch. Another number may change the last bits of the result.
-    device
-        Device of torch, for example "cpu" or "cuda".
-
-    Raises
-    ------
-    ParameterError
-        If a value is out of range or a name unknown.
-    """
-
-    objective: str = "auto"
-    steps: int = 2000
-    batch_size: int = 1024
-    micro_batch: int = 0
-    learning_rate: float = 3e-3
-    schedule: str = "cosine"
-    warmup_steps: int = 50
-    gradient_clip: float = 10.0
-    annealing: float = 0.0
-    start_from: str = ""
-    seed: int = 0
-    checkpoint_every: int = 200
-    threads: int = 1
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "gradient_clip", "checkpoint_every", "threads"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value > 0):
-                raise ParameterError(got=f"{name} = {value}", expected=f"{name} > 0", fix=f"correct `{name}`")
-        check_micro_batch(self.batch_size, self.micro_batch)
-        if self.warmup_steps < 0:
-            raise ParameterError(got=f"warmup_steps = {self.warmup_steps}", expected="0 or more", fix="correct it")
-        if not 0 <= self.annealing < 1:
-            raise ParameterError(
-                got=f"annealing = {self.annealing}",
-                expected="0 (none) or a rate below 1, for example 0.996",
-                fix="correct it",
-            )
-        if self.annealing and self.start_from:
-            raise ParameterError(
-                got=f"annealing = {self.annealing} with start_from = {self.start_from!r}",
-                expected="one or the other: annealing begins far from the target, and the weights would be forgotten",
-                fix="leave out `annealing`",
-            )
-        if self.annealing and self.annealing**self.steps >= ANNEALED:
-            needed = ceil(log(ANNEALED) / log(self.annealing))
-            raise ParameterError(
-                got=f"annealing = {self.annealing} with steps = {self.steps}: the target is not reached",
-                expected=f"at least {needed} steps at this rate, the last ones at the target",
-                fix=f"raise `steps`, or lower `annealing` to {ANNEALED ** (2 / self.steps):.3g}",
-            )
-        for name, known in (("objective", ("auto", *OBJECTIVES)), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise ParameterError(
-                    got=f"{name} = {getattr(self, name)!r}", expected=f"one of {sorted(known)}", fix=f"correct `{name}`"
-                )
-
-    def identity(self) -> dict[str, Any]:
-        """Return the entries that decide what a training computes: all but how often it is saved."""
-        return {key: value for key, value in asdict(self).items() if key != "checkpoint_every"}
-
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
-        return self.learning_rate * warm * SCHEDULES[self.schedule](step / self.steps)
-
-    def theory_at(self, step: int, theory: Theory) -> Theory:
-        """Return the theory that a step, counted from 1, trains for."""
-        missing = self.annealing**step
-        return theory if missing < ANNEALED else theory.annealed(1 - missing)
+__all__ = ["TrainingResult", "train"]
 
 
 @dataclass(frozen=True)
@@ -140,10 +33,15 @@ class TrainingResult:
     """How a training ended."""
 
     step: int
+    """Steps that were made."""
     seconds: float
     stop_reason: str
-    """Why it stopped early; empty for a finished training."""
+    """Why it was stopped before its end; empty for a finished training."""
+    ended_by: str
+    """What a finished training came to: "steps", all of them, or "target_acceptance". Empty if it was stopped."""
     records: tuple[TrainingRecord, ...]
+    samples: Mapping[str, Any] = field(default_factory=dict)
+    """Number and SHA-256 of the samples that it used; empty if there were none."""
 
     @property
     def finished(self) -> bool:
@@ -157,6 +55,7 @@ def train(
     config: TrainingConfig,
     output: Path,
     *,
+    samples: NDArray[Any] | None = None,
     resume: bool = False,
     should_stop: Callable[[], str] = lambda: "",
     on_record: Callable[[TrainingRecord], None] = lambda _: None,
@@ -173,6 +72,9 @@ def train(
         How.
     output
         Path of the flow file that this training will become; only checkpoint and log are written here.
+    samples
+        Configurations of the theory, ``(N, *field_shape)``, for objectives with a forward part. (The path in ``config``
+        is not read here.)
     resume
         Whether to go on from the checkpoint, if there is one.
     should_stop
@@ -183,13 +85,20 @@ def train(
     Raises
     ------
     ParameterError
-        If the objective cannot train this flow, or the theory cannot be annealed.
+        If the objective cannot train this flow, the theory cannot be annealed, or samples are missing, superfluous or no
+        fields of the theory.
+    LatticeMismatchError
+        If the samples live on another lattice.
     NonFiniteError
         If the loss stops being finite; the last checkpoint stays.
     FlowFileError
         If the checkpoint to resume from cannot be read or belongs to another training.
     """
     torch.set_num_threads(config.threads)
+    config.require_samples(given=samples is not None)
+    given = None if samples is None else Samples(samples, theory)
+    descent = _Descent(config, config.reverse_objective(flow, theory), given)
+    config.theory_at(1, theory)
     files = TrainingFiles(output)
     identity: dict[str, Any] = {
         "theory": theory.describe(),
@@ -197,59 +106,138 @@ def train(
         "training": config.identity(),
         "start": fingerprint(flow),
     }
-    objective = choose_objective(config.objective, flow, theory, config.batch_size)
-    config.theory_at(1, theory)
+    if given is not None:
+        identity["samples"] = given.identity
     flow.train()
     optimiser = torch.optim.Adam(flow.parameters(), lr=config.learning_rate)
-    first, before = 0, 0.0
-    records: list[TrainingRecord] = []
+    step, before = 0, 0.0
+    log = TrainingLog(files.log)
     if resume and files.checkpoint.is_file():
-        first, before, records = files.restore(flow, optimiser, identity)
+        step, before, records = files.restore(flow, optimiser, identity)
+        log = TrainingLog(files.log, records)
     began = time.perf_counter()
-    step, stop = first, ""
+    stop, reached = "", _target_reached(config, log)
     try:
-        for step in range(first + 1, config.steps + 1):
+        while step < config.steps and not (stop or reached):
+            step += 1
             learning_rate = config.learning_rate_at(step - 1)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate
             flow.theory = config.theory_at(step, theory)
             optimiser.zero_grad()
-            log_w = _accumulate(objective, flow, config, step)
+            batch = descent.accumulate(flow, step)
             norm = float(torch.nn.utils.clip_grad_norm_(flow.parameters(), config.gradient_clip))
-            value = -float(log_w.mean())
-            if not (isfinite(value) and isfinite(norm)):
-                bad = int((~torch.isfinite(log_w)).sum())
+            if not (isfinite(batch.loss) and isfinite(norm)):
                 raise NonFiniteError(
-                    got=f"loss {value}, gradient norm {norm} at step {step}; S + log q is not finite for {bad} of "
-                    f"{len(log_w)} draws",
+                    got=f"loss {batch.loss}, gradient norm {norm} at step {step}; {batch.faults()}",
                     expected="finite numbers",
                     fix="lower `learning_rate` or `gradient_clip`, and train anew"
                     + (f" ({files.checkpoint} is the state before)" if files.checkpoint.exists() else ""),
                 )
+            log_w = batch.log_w
+            if log_w is None and config.is_logged(step):
+                # With the weights that the gradient belongs to, as for draws that serve the gradient itself.
+                log_w = _fresh_log_w(flow, config, step)
             optimiser.step()
             seconds = before + time.perf_counter() - began
-            if step % LOG_EVERY == 0 or step in (1, config.steps):
-                weights = log_w.cpu().numpy()
+            if config.is_logged(step) and log_w is not None:
+                ess, acceptance = _quality(log_w)
                 record = TrainingRecord(
-                    step, value, ess_reverse(weights), acceptance_independence(weights), norm, learning_rate, seconds
+                    step, batch.loss, ess, acceptance, norm, learning_rate, seconds, batch.forward_loss
                 )
-                records.append(record)
+                log.append(record)
                 on_record(record)
-            stop = should_stop() if step < config.steps else ""
-            if stop or step % config.checkpoint_every == 0 or step == config.steps:
-                files.save(flow, optimiser, step, seconds, identity, records)
-            if stop:
-                break
+                reached = _target_reached(config, log)
+            stop = "" if reached or step == config.steps else should_stop()
+            if stop or reached or step % config.checkpoint_every == 0 or step == config.steps:
+                files.save(flow, optimiser, step, seconds, identity, log)
     finally:
         flow.theory = theory
-    return TrainingResult(step, before + time.perf_counter() - began, stop, tuple(records))
+    ended_by = "" if stop else "target_acceptance" if reached else "steps"
+    seconds = before + time.perf_counter() - began
+    return TrainingResult(step, seconds, stop, ended_by, log.records, identity.get("samples", {}))
 
 
-def _accumulate(objective: Objective, flow: Flow, config: TrainingConfig, step: int) -> torch.Tensor:
-    """Add the gradients of a step's micro-batches to those of the weights; return log w of all draws."""
-    generator = torch_generator(config.seed, "step", step, device=flow.device)
-    log_w = []
-    for piece in objective(flow, flow.theory, config.batch_size, generator, config.micro_batch):
-        piece.value.backward()  # type: ignore[no-untyped-call]
-        log_w.append(piece.log_w)
-    return torch.cat(log_w)
+class _Batch(NamedTuple):
+    """What a step's gradient was made of: log w = −S − log q of its draws, log q at its samples, and the loss."""
+
+    loss: float
+    forward_loss: float | None
+    log_w: Tensor | None
+    log_q: Tensor | None
+
+    def faults(self) -> str:
+        """Say how many numbers are not finite."""
+        found = []
+        for values, what, where in ((self.log_w, "S + log q", "draws"), (self.log_q, "log q", "samples")):
+            if values is not None:
+                bad = int((~torch.isfinite(values)).sum())
+                found.append(f"{what} is not finite for {bad} of {len(values)} {where}")
+        return "; ".join(found)
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """What is minimised: a reverse objective, the forward one on samples, or both with their weights."""
+
+    config: TrainingConfig
+    objective: Objective | None
+    samples: Samples | None
+
+    def accumulate(self, flow: Flow, step: int) -> _Batch:
+        """Add the gradients of a step's micro-batches to those of the weights."""
+        config = self.config
+        weight = config.weight_of_samples
+        loss, forward_loss, log_w, log_q = 0.0, None, None, None
+        if self.objective is not None:
+            generator = torch_generator(config.seed, "step", step, device=flow.device)
+            parts = []
+            for piece in self.objective(flow, flow.theory, config.batch_size, generator, config.micro_batch):
+                ((1 - weight) * piece.value).backward()  # type: ignore[no-untyped-call]
+                parts.append(piece.log_w)
+            log_w = torch.cat(parts)
+            loss = (1 - weight) * -float(log_w.mean())
+        if self.samples is not None:
+            fields = self.samples.batch(config.batch_size, config.seed, step, flow)
+            parts = []
+            for likelihood in forward_kl(flow, fields, config.micro_batch):
+                (weight * likelihood.value).backward()  # type: ignore[no-untyped-call]
+                parts.append(likelihood.log_q)
+            log_q = torch.cat(parts)
+            forward_loss = -float(log_q.mean())
+            loss += weight * forward_loss
+        return _Batch(loss, forward_loss, log_w, log_q)
+
+
+def _fresh_log_w(flow: Flow, config: TrainingConfig, step: int) -> Tensor:
+    """Return log w of draws that no gradient needs, (batch_size,), with random numbers of their own."""
+    generator = torch_generator(config.seed, "quality", step, device=flow.device)
+    size = config.micro_batch or config.batch_size
+    parts = []
+    with torch.no_grad():
+        for _ in range(config.batch_size // size):
+            fields, log_q = flow.sample(size, generator)
+            parts.append(-flow.theory.action(fields) - log_q)
+    return torch.cat(parts)
+
+
+def _quality(log_w: Tensor) -> tuple[float, float]:
+    """Return ESS and acceptance; draws whose weight is not finite count as rejected, as in production."""
+    weights = log_w.cpu().numpy()
+    weights = np.where(np.isfinite(weights), weights, -np.inf)
+    if np.isneginf(weights).all():
+        return 0.0, 0.0
+    return ess_reverse(weights), acceptance_independence(weights)
+
+
+def _target_reached(config: TrainingConfig, log: TrainingLog) -> bool:
+    """Return whether the log ends in a window, all of it at the target theory, of the acceptance that is asked for."""
+    expected = STOP_WINDOW // config.log_every
+    window = log.latest(STOP_WINDOW)
+    if not (config.target_acceptance and window):
+        return False
+    first = window[-1].step - STOP_WINDOW + 1
+    estimates = [record.acceptance for record in window if record.step >= first]
+    if first < 1 or not config.at_target(first) or len(estimates) < expected:
+        return False
+    return sum(estimates) / len(estimates) >= config.target_acceptance

@@ -9,5 +9,15 @@ from __future__ import annotations
 from flowmc.workflows.ensembles import sample_ensemble, versions
 from flowmc.workflows.flows import certify_flow, check_theory, train_flow
 from flowmc.workflows.run import RunReport, run_all
+from flowmc.workflows.training_plots import plot_training
 
-__all__ = ["RunReport", "certify_flow", "check_theory", "run_all", "sample_ensemble", "train_flow", "versions"]
+__all__ = [
+    "RunReport",
+    "certify_flow",
+    "check_theory",
+    "plot_training",
+    "run_all",
+    "sample_ensemble",
+    "train_flow",
+    "versions",
+]

@@ -12,7 +12,7 @@ from flowmc.arrays import require_x64
 from flowmc.config import RunConfig, read_run
 from flowmc.display import Display
 from flowmc.errors import ConfigError, RunExistsError
-from flowmc.training import TrainingFiles, TrainingRecord
+from flowmc.training import TrainingFiles, read_log
 from flowmc.workflows.ensembles import check_resumable, sample_ensemble, versions
 from flowmc.workflows.flows import train_flow
 from flowmc_analysis.comparison import Comparison, compare_analyses
@@ -153,11 +153,13 @@ def _analyse(
     display.say("analysing")
     analyses = tuple(analyze(output / f"{kernel}.h5", label=kernel) for kernel in kernels)
     comparison = compare_analyses(analyses) if len(analyses) > 1 else None
+    # A log may have been removed by hand since the training ended.
+    log = TrainingFiles(output / "flow.safetensors").log
     html = write_report(
         output / "report.html",
         analyses,
         comparison,
-        training_history=[asdict(record) for record in _training_log(output)] or None,
+        training_history=[asdict(record) for record in read_log(log)] if log.is_file() else None,
         run_info={"adapted": adapted, "versions": versions(), "sampling": asdict(config.sampling)},
     )
     report = RunReport("", Path(html), analyses, comparison)
@@ -165,10 +167,3 @@ def _analyse(
     partial.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     partial.replace(output / "analysis.json")
     return report
-
-
-def _training_log(output: Path) -> list[TrainingRecord]:
-    log = TrainingFiles(output / "flow.safetensors").log
-    if not log.is_file():
-        return []
-    return [TrainingRecord(**json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]

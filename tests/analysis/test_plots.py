@@ -85,15 +85,6 @@ def test_points_that_cannot_be_drawn_are_left_out() -> None:
     render(plots.plot_effective_mass({"hmc": [Estimate(0.7, 0.1), Estimate(math.nan, math.nan)]}))
 
 
-def test_training_history() -> None:
-    rows = [
-        {"step": i, "loss": 3.0 / i, "ess": 0.01 * i, "acceptance": 0.02 * i, "seconds": 0.5 * i} for i in range(1, 20)
-    ]
-    figure = plots.plot_training_history(rows)
-    assert [axis.get_xlabel() for axis in figure.axes] == ["training step"] * 2
-    render(figure)
-
-
 def test_z_scores_show_the_bound() -> None:
     figure = plots.plot_z_scores({"a − b": {"susceptibility": 1.0, "binder": math.nan}}, bound=4.0)
     (axis,) = figure.axes
@@ -143,7 +134,6 @@ def test_two_point_function_below_a_decade_has_plain_ticks() -> None:
         lambda: plots.plot_log_weights({}),
         lambda: plots.plot_two_point({}, temporal_extent=4),
         lambda: plots.plot_effective_mass({}),
-        lambda: plots.plot_training_history([]),
         lambda: plots.plot_z_scores({}),
     ],
 )

@@ -14,7 +14,18 @@ from flowmc_analysis import report
 from flowmc_analysis.comparison import Comparison, compare_many
 from flowmc_analysis.report import render_report, write_report
 
-TRAINING = [{"step": i, "loss": 1.0 / i, "ess": 0.5, "acceptance": 0.6, "seconds": 0.1 * i} for i in range(1, 10)]
+TRAINING = [
+    {
+        "step": i,
+        "loss": 1.0 / i,
+        "ess": 0.5,
+        "acceptance": 0.6,
+        "gradient_norm": 1.0 / i,
+        "learning_rate": 0.01,
+        "seconds": 0.1 * i,
+    }
+    for i in range(1, 10)
+]
 
 
 class Page(HTMLParser):

@@ -14,7 +14,7 @@ import torch
 from flowmc.errors import ParameterError
 from flowmc.flows import Flow, build_flow, fingerprint
 from flowmc.testing import ExactIsing
-from flowmc.theories import Ising, Phi4, Theory
+from flowmc.theories import Ising, Theory
 from flowmc.training import TrainingConfig, TrainingFiles, train
 from flowmc.training.objectives import OBJECTIVES, Loss, reinforce
 
@@ -87,13 +87,6 @@ class TestAnnealing:
         flow = build_flow({"kind": "hierarchical"}, CRITICAL)
         train(flow, CRITICAL, CONFIG, tmp_path / "flow.safetensors", should_stop=lambda: "now")
         assert flow.theory is CRITICAL
-
-    def test_real_fields_have_no_path(self, tmp_path: Path) -> None:
-        theory = Phi4((4, 4), m2=-4.0, lam=8.0)
-        config = replace(CONFIG, objective="reverse_kl")
-        with pytest.raises(ParameterError, match="annealing = 0"):
-            train(build_flow({"kind": "coupling"}, theory), theory, config, tmp_path / "flow.safetensors")
-        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("rate", [0.5, 0.9, 0.97, 0.996])
     def test_a_path_that_ends_before_the_target_is_refused(self, rate: float) -> None:

@@ -93,12 +93,6 @@ def test_the_analysis_knows_every_identity(theory: Theory) -> None:
     assert set(theory.identities()) <= set(IDENTITIES)
 
 
-@pytest.mark.parametrize("theory", SMOOTH, ids=repr)
-def test_a_theory_without_a_path_is_not_annealed(theory: Theory) -> None:
-    with pytest.raises(ParameterError, match="annealing"):
-        theory.annealed(0.5)
-
-
 def action_written_out(field: np.ndarray, m2: float, lam: float) -> float:
     """S exactly as the papers print it, site by site."""
     total = 0.0

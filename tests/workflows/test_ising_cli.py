@@ -183,7 +183,10 @@ WRONG: dict[str, tuple[list[tuple[str, str]], str]] = {
     "one draw": ([("batch_size = 64", "batch_size = 1")], "batch_size = 1"),
     "flow proposals first": ([kernel("flow+heat_bath")], "last"),
     "spin flip in a field": ([("beta = 0.4", "beta = 0.4\nfield = 0.1")], "z2 = false"),
-    "annealing of real fields": ([PHI4, COUPLING, (BASELINES, "[]")], "annealing"),
+    "spins at another temperature": (
+        [("annealing = 0.9", 'annealing = 0.9\nannealing_path = "temperature"')],
+        "couplings",
+    ),
     "annealing that ends before the target": ([("annealing = 0.9", "annealing = 0.95")], "target is not reached"),
     "annealing of weights that were taken over": ([START_FROM], "annealing begins far from the target"),
     "a flow to start from that is not there": ([START_FROM, WITHOUT_ANNEALING], "does not exist"),
