@@ -83,6 +83,9 @@ class TrainingConfig:
         Threads of torch. Another number may change the last bits of the result.
     device
         Device of torch, for example "cpu" or "cuda".
+    compile
+        Whether the maps of a transport go through torch.compile, which needs a C++ compiler and about a minute, and then
+        saves up to a third of each step.
 
     Raises
     ------
@@ -109,6 +112,7 @@ class TrainingConfig:
     checkpoint_every: int = 200
     threads: int = 1
     device: str = "cpu"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         names = ("steps", "batch_size", "learning_rate", "gradient_clip", "log_every", "checkpoint_every", "threads")

@@ -26,6 +26,7 @@ from flowmc.flows import DTYPES, Flow, SavedFlow, build_flow, describe_flow, loa
 from flowmc.proposals import Certificate, FlowProposal, as_proposal, certify
 from flowmc.theories import Theory
 from flowmc.training import TrainingConfig, TrainingFiles, train
+from flowmc.training.compilation import check_compilable
 from flowmc.workflows.samples import SampleSet, read_samples
 
 __all__ = [
@@ -124,6 +125,8 @@ def train_flow(
     flow = to_device(build_flow(config.flow, config.theory, seed=config.training.seed), config.training.device)
     config.training.require_samples(given=bool(config.training.samples))
     config.training.reverse_objective(flow, config.theory)
+    if config.training.compile:
+        check_compilable(flow)
     # Through JSON, as the file will hold it: tuples become lists.
     identity: dict[str, Any] = json.loads(
         json.dumps({"flow": describe_flow(flow), "training": config.training.identity()})
