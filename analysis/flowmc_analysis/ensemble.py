@@ -42,6 +42,7 @@ from flowmc_analysis.monitors import (
 from flowmc_analysis.observable_sets import observable_set
 from flowmc_analysis.observables import ObservableSet, estimate_observables
 from flowmc_analysis.production import Production, read_production
+from flowmc_analysis.unseen import unseen_states
 from flowmc_analysis.weight_analysis import WeightAnalysis, analyze_weights
 from flowmc_analysis.zscores import Verdict, ZScore, z_score
 
@@ -64,6 +65,7 @@ _WEIGHT_ESTIMATES = (
     "free_energy_per_site",
 )
 _MODE_DROP_Z = 3.09  # one-sided 1e-3
+_MODE_DROP_P = 1e-3
 _TAU_ERRORS = 3.0
 
 
@@ -170,8 +172,14 @@ class EnsembleAnalysis:
 
     @property
     def mode_drop_alarm(self) -> bool:
-        """Whether the chains see target probability where the draws of the flow see none (one-sided, 1e-3)."""
-        return any(m.name == "mode_drop" and not m.void and not m.score.z <= _MODE_DROP_Z for m in self.monitors)
+        """Whether the chains see target probability where the draws of the flow see none (one-sided, 1e-3).
+
+        By the gap between the two estimates of ln Z where its error is known, and by the states beyond all draws.
+        """
+        gap = any(m.name == "mode_drop" and not m.void and not m.score.z <= _MODE_DROP_Z for m in self.monitors)
+        if gap or self.weights is None:
+            return gap
+        return unseen_states(self.weights.log_weight, self.weights.log_weight_current).p_value < _MODE_DROP_P
 
     @property
     def doubts(self) -> tuple[str, ...]:

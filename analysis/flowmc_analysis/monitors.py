@@ -21,7 +21,8 @@ r"""Monitors that run with production: identities whose expectation is known, ju
   the two identities above, and before the run by the certificate, which compares draws with their density.
 - ``mode_drop``: the gap :math:`g = -\ln E_p[1/w] - \ln E_q[w]` between the two estimates of ln Z (Nicoli et al. [2]_).
   Where the draws of the flow miss a region of target probability :math:`\epsilon` that the chain visits (by HMC),
-  :math:`g = -\ln(1-\epsilon) > 0`. Nobody sees a region that neither visits.
+  :math:`g = -\ln(1-\epsilon) > 0`. Nobody sees a region that neither visits. Where this gap is void, the alarm still
+  rests on the states with weights beyond those of all draws (`flowmc_analysis.unseen`).
 
 Both weight monitors rest on variances that exist only if the weights have light enough tails: their z-scores are void
 where the Pareto shape of the weights, or of the inverse weights, exceeds 1/2 (Vehtari et al. [3]_).

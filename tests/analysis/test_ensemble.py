@@ -15,6 +15,7 @@ import pytest
 from flowmc_analysis.ensemble import EnsembleAnalysis, analyze
 from flowmc_analysis.errors import AnalysisError, NonFiniteError
 from flowmc_analysis.history import read_history
+from flowmc_analysis.monitors import monitor_mode_drop
 from flowmc_analysis.tables import analysis_tables
 from flowmc_analysis.zscores import judge, z_score
 from flowmc_ensembles import Ensemble
@@ -106,6 +107,21 @@ def test_monitors_are_quiet(label: str, analyses: Mapping[str, EnsembleAnalysis]
     assert analysis.verdict is not None
     assert analysis.verdict.passed, str(analysis.verdict)
     assert not analysis.mode_drop_alarm
+
+
+def test_mode_drop_alarm_where_the_gap_says_nothing(
+    analyses: Mapping[str, EnsembleAnalysis], rng: np.random.Generator
+) -> None:
+    analysis = analyses["hybrid"]
+    assert analysis.weights is not None
+    draws, states = np.log1p(rng.pareto(1.2, size=(2, 8, 500)))
+    states[::2] += 40.0
+    gap = monitor_mode_drop(draws, states)
+    assert "Pareto" in gap.void
+    quiet = dataclasses.replace(analysis, monitors=(gap,))
+    assert not quiet.mode_drop_alarm
+    weights = dataclasses.replace(analysis.weights, log_weight=draws, log_weight_current=states)
+    assert dataclasses.replace(quiet, weights=weights).mode_drop_alarm
 
 
 @pytest.mark.parametrize("label", LABELS)
