@@ -31,7 +31,7 @@ def gauge_flows(*, quick: bool) -> dict[str, KeptFlow]:
     found = []
 
     def add(name: str, theory: dict[str, Any], flow: dict[str, Any], start_from: str = "", **training: Any) -> None:
-        settings = {"seed": 1, "checkpoint_every": 50, "warmup_steps": 20, **training}
+        settings = {"seed": 1, "checkpoint_every": 50, "warmup_steps": 20, "log_every": 20, **training}
         if quick:
             settings |= {"steps": 20, "annealing": min(settings.get("annealing", 0.0), 0.5)}
         found.append(KeptFlow(name, theory, flow, settings, start_from))
