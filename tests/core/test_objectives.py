@@ -181,7 +181,14 @@ class TestPathGradient:
     def exact_flow(self, dtype: str) -> tuple[TransportFlow, FreeScalar]:
         """Return a flow that equals a free field, and is made of two maps that undo each other."""
         theory = FreeScalar((4, 4), 0.8)
-        hyper = {"kind": "coupling", "layers": LAYERS, "repeat": 1, "base": "spectral", "base_mass": 0.8, "dtype": dtype}
+        hyper = {
+            "kind": "coupling",
+            "layers": LAYERS,
+            "repeat": 1,
+            "base": "spectral",
+            "base_mass": 0.8,
+            "dtype": dtype,
+        }
         flow = build_flow(hyper, theory, seed=1)
         assert isinstance(flow, TransportFlow)
         weights = dict(flow.named_parameters())
