@@ -6,13 +6,22 @@ from collections.abc import Mapping, Sequence
 from math import hypot, isnan, pi, sqrt
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from benchmarks.kept import KeptEnsemble, KeptFlow
 from benchmarks.trivializing_reference import ReferenceLogZ
+from flowmc.flows import load_flow
 from flowmc_analysis.ensemble import EnsembleAnalysis
 from flowmc_analysis.tables import Table, format_seconds
+from flowmc_analysis.weights import ess_forward
+from flowmc_ensembles import Ensemble
 
-__all__ = ["COMPARED", "KERNELS", "cost_table", "make_ensembles", "physics_table", "worst_score"]
+__all__ = ["COMPARED", "KERNELS", "cost_table", "forward_ess_of_hmc", "make_ensembles", "physics_table", "worst_score"]
 
+FORWARD_CONFIGURATIONS = 4096
+# Largest lattice with the full number of cycles; larger ones have half of it.
+LONG = 12
 KERNELS = ("flow", "hybrid", "hmc", "fourier_hmc")
 COMPARED = (
     "magnetisation_abs",
@@ -36,6 +45,8 @@ def make_ensembles(training: KeptFlow, folder: Path, *, quick: bool) -> dict[str
     quarter = 0.5 * pi / (sqrt(2) * mass)
     length = {"hmc": quarter, "hybrid": quarter, "flow": quarter, "fourier_hmc": 0.5 * pi}
     cycles = {"flow": 1000, "hybrid": 600, "hmc": 4000, "fourier_hmc": 4000}
+    if extent > LONG:
+        cycles = {kernel: count // 2 for kernel, count in cycles.items()}
     found = {}
     for kernel in KERNELS:
         sampling = {
@@ -53,6 +64,31 @@ def make_ensembles(training: KeptFlow, folder: Path, *, quick: bool) -> dict[str
         }
         found[kernel] = KeptEnsemble(training, kernel, sampling).make(folder)
     return found
+
+
+def forward_ess_of_hmc(training: KeptFlow, folder: Path, alone: EnsembleAnalysis, *, quick: bool) -> float:
+    """Return the forward ESS of a flow over configurations of HMC, which know every mode that HMC has visited.
+
+    Parameters
+    ----------
+    training, folder
+        The flow, and where it and the ensemble of HMC are kept.
+    alone
+        The ensemble of the flow alone, whose draws give Z.
+    quick
+        Whether a few configurations are enough.
+    """
+    if alone.weights is None:
+        return float("nan")
+    flow, saved = load_flow(folder / f"{training.name}.safetensors")
+    stream = Ensemble(folder / f"{training.name}_hmc.h5").streams[0]
+    fields = np.asarray(stream.configurations(), dtype=np.float64)
+    fields = fields.reshape(-1, *saved.theory.shape)
+    fields = fields[:: max(1, len(fields) // (256 if quick else FORWARD_CONFIGURATIONS))]
+    flow.double()
+    with torch.inference_mode():
+        log_q = np.concatenate([flow.log_prob(torch.tensor(part)).numpy() for part in np.array_split(fields, 16)])
+    return ess_forward(-saved.theory.action(fields) - log_q, alone.weights.log_weight)
 
 
 def physics_table(

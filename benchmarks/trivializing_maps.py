@@ -20,7 +20,14 @@ import numpy as np
 
 from benchmarks.claims import Claim, parser, write_claims
 from benchmarks.ising import show
-from benchmarks.trivializing_ensembles import KERNELS, SLOW, cost_table, make_ensembles, physics_table
+from benchmarks.trivializing_ensembles import (
+    KERNELS,
+    SLOW,
+    cost_table,
+    forward_ess_of_hmc,
+    make_ensembles,
+    physics_table,
+)
 from benchmarks.trivializing_flows import BETA, VARIANTS, folder_of, scaling_flows
 from benchmarks.trivializing_reference import log_z_by_integration
 from benchmarks.trivializing_training import (
@@ -199,6 +206,11 @@ def main() -> None:
         )
         table, worst = physics_table(f"{name}: observables", analyses, log_z)
         show(table)
+        forward = forward_ess_of_hmc(known[name], folder, analyses["flow"], quick=quick)
+        detail = f"reverse {cost.ess:.3f}"
+        claims.append(
+            Claim(f"forward ESS on HMC's configurations, {name}", forward, detail, "informative", "", holds=True)
+        )
         for kernel, z in worst.items():
             claims.append(Claim(f"largest |z|, {name}, {kernel}", z, "", f"< {LARGEST_Z:g}", "", z < LARGEST_Z))
         if cost.variant == "best":
