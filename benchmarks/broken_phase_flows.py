@@ -6,13 +6,12 @@ and resumed at will; `benchmarks.broken_phase` trains those that are missing.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.kept import KeptEnsemble, KeptFlow
+from benchmarks.kept import KeptEnsemble, KeptFlow, train_kept
 
 __all__ = ["LABELS", "THEORY", "broken_flows", "folder_of", "make_samples"]
 
@@ -97,19 +96,10 @@ def broken_flows(*, quick: bool) -> dict[str, KeptFlow]:
     return found
 
 
-def main() -> None:
-    """Train flows of the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps of each")
-    parser.add_argument("--folder", type=Path, help="where the flows are kept")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which; all by default")
-    arguments = parser.parse_args()
-    folder = folder_of(arguments.folder, quick=arguments.quick)
-    make_samples(folder, quick=arguments.quick)
-    known = broken_flows(quick=arguments.quick)
-    for name in arguments.names or known:
-        known[name].make(folder, known)
-
-
 if __name__ == "__main__":
-    main()
+    train_kept(
+        __doc__ or "",
+        lambda quick: broken_flows(quick=quick),
+        lambda given, quick: folder_of(given, quick=quick),
+        prepare=lambda folder, quick: make_samples(folder, quick=quick),
+    )

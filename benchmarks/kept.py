@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from flowmc.workflows import sample_ensemble, train_flow
 from flowmc_analysis.ensemble import EnsembleAnalysis, analyze
 from flowmc_ensembles import Ensemble
 
-__all__ = ["KeptEnsemble", "KeptFlow"]
+__all__ = ["KeptEnsemble", "KeptFlow", "train_kept"]
 
 jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
 
@@ -120,3 +121,35 @@ class KeptEnsemble:
         fresh = not mark or mark == SavedFlow.read(folder / f"{self.training.name}.safetensors").fingerprint
         stored = len(stream.trajectory)
         return bool(stream.attributes.get("finished")) and fresh and stored == self.sampling["cycles"]
+
+
+def train_kept(
+    description: str,
+    flows: Callable[[bool], dict[str, KeptFlow]],
+    folder_of: Callable[[Path | None, bool], Path],
+    *,
+    prepare: Callable[[Path, bool], None] = lambda _, __: None,
+) -> None:
+    """Train flows that the command line names, or all of them.
+
+    Parameters
+    ----------
+    description
+        Help text of the command.
+    flows
+        Gives the trainings by name, in order; of a smoke run for True.
+    folder_of
+        Gives the folder for the one that was asked for, if any, and for whether it is a smoke run.
+    prepare
+        Called with the folder and whether it is a smoke run, before the first training.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a few steps of each")
+    parser.add_argument("--folder", type=Path, help="where the flows are kept")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which; all by default")
+    arguments = parser.parse_args()
+    folder = folder_of(arguments.folder, arguments.quick)
+    prepare(folder, arguments.quick)
+    known = flows(arguments.quick)
+    for name in arguments.names or known:
+        known[name].make(folder, known)

@@ -6,11 +6,10 @@ and resumed at will; `benchmarks.schwinger` trains those that are missing.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kept import KeptFlow
+from benchmarks.kept import KeptFlow, train_kept
 
 __all__ = ["ESTIMATORS", "SCHWINGER", "folder_of", "gauge_flows"]
 
@@ -66,17 +65,9 @@ def gauge_flows(*, quick: bool) -> dict[str, KeptFlow]:
     return {training.name: training for training in found}
 
 
-def main() -> None:
-    """Train flows of the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps of each")
-    parser.add_argument("--folder", type=Path, help="where the flows are kept")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which; all by default")
-    arguments = parser.parse_args()
-    known = gauge_flows(quick=arguments.quick)
-    for name in arguments.names or known:
-        known[name].make(folder_of(arguments.folder, quick=arguments.quick), known)
-
-
 if __name__ == "__main__":
-    main()
+    train_kept(
+        __doc__ or "",
+        lambda quick: gauge_flows(quick=quick),
+        lambda given, quick: folder_of(given, quick=quick),
+    )

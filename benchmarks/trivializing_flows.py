@@ -6,13 +6,12 @@ and resumed at will; `benchmarks.trivializing_maps` trains those that are missin
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.kept import KeptFlow
+from benchmarks.kept import KeptFlow, train_kept
 
 __all__ = ["BATCH", "BETA", "VARIANTS", "folder_of", "lam_of_beta", "scaling_flows", "theory_of"]
 
@@ -114,17 +113,9 @@ def scaling_flows(*, quick: bool) -> dict[str, KeptFlow]:
     return found
 
 
-def main() -> None:
-    """Train flows of the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps of each")
-    parser.add_argument("--folder", type=Path, help="where the flows are kept")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which; all by default")
-    arguments = parser.parse_args()
-    known = scaling_flows(quick=arguments.quick)
-    for name in arguments.names or known:
-        known[name].make(folder_of(arguments.folder, quick=arguments.quick), known)
-
-
 if __name__ == "__main__":
-    main()
+    train_kept(
+        __doc__ or "",
+        lambda quick: scaling_flows(quick=quick),
+        lambda given, quick: folder_of(given, quick=quick),
+    )
