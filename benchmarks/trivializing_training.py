@@ -172,7 +172,10 @@ def growth_table(costs: Sequence[TrainingCost], xi: Mapping[int, float]) -> tupl
     for variant in VARIANTS:
         own = [cost for cost in costs if cost.variant == variant]
         extents = [float(cost.extent) for cost in own]
-        series = {"seconds per step, L": (extents, [cost.seconds_per_step for cost in own])}
+        series = {
+            "seconds per step, L": (extents, [cost.seconds_per_step for cost in own]),
+            "Var(log w) at the end, L": (extents, [cost.log_weight_variance for cost in own]),
+        }
         for number, threshold in enumerate(THRESHOLDS):
             percent = f"{100 * threshold:.0f} %"
             series[f"steps to {percent}, L"] = (extents, [cost.steps[number] for cost in own])
