@@ -85,7 +85,7 @@ class TrainingConfig:
         Device of torch, for example "cpu" or "cuda".
     compile
         Whether the maps of a transport go through torch.compile, which needs a C++ compiler and about a minute, and then
-        saves up to a third of each step.
+        saves up to a quarter of each step.
 
     Raises
     ------
