@@ -128,7 +128,9 @@ def draw_training(costs: Sequence[TrainingCost], path: Path) -> None:
                 ls=style.line,
                 label=variant,
             )
-        axes[number].set(xscale="log", yscale="log", xlabel="L", ylabel="seconds of training")
+        reached = any(np.isfinite(cost.seconds[number]) for cost in costs if cost.variant in VARIANTS)
+        # A smoke run reaches nothing, and there is no logarithm of that.
+        axes[number].set(xscale="log", yscale="log" if reached else "linear", xlabel="L", ylabel="seconds of training")
         set_title(axes[number], f"to {100 * threshold:.0f} % acceptance")
     for variant, style in styles.items():
         own = [cost for cost in costs if cost.variant == variant]
