@@ -25,6 +25,7 @@ THRESHOLDS = (0.5, 0.6, 0.7)
 WINDOW = 50
 """Steps over which the acceptance estimates of batches are averaged."""
 DRAWS = 8192
+FEWEST_POINTS = 5
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def step_seconds(name: str, known: Mapping[str, KeptFlow]) -> float:
     run = known[name].config()
     assert run.flow is not None
     flow = build_flow(run.flow, run.theory, seed=1)
-    optimiser = torch.optim.Adam(flow.parameters())
+    optimiser = torch.optim.Adam(flow.parameters(), fused=True)
     objective = choose_objective(run.training.objective, flow, run.theory, BATCH)
     torch.set_num_threads(1)
     times = []
@@ -79,6 +80,7 @@ def step_seconds(name: str, known: Mapping[str, KeptFlow]) -> float:
         optimiser.zero_grad()
         for piece in objective(flow, run.theory, BATCH, torch_generator(1, number), 0):
             piece.value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), run.training.gradient_clip)
         optimiser.step()
         times.append(time.process_time() - began)
     return float(np.median(times[1:]))
@@ -157,10 +159,10 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
 
     Returns
     -------
-    The exponent with its standard error, or None for fewer than three points.
+    The exponent with its standard error, or None for fewer than `FEWEST_POINTS` points.
     """
     finite = np.isfinite(x) & np.isfinite(y)
-    if finite.sum() < 3:
+    if finite.sum() < FEWEST_POINTS:
         return None
     (exponent, _), covariance = np.polyfit(np.log(np.array(x)[finite]), np.log(np.array(y)[finite]), 1, cov=True)
     return PowerLaw(float(exponent), float(covariance[0, 0] ** 0.5), int(finite.sum()))
@@ -178,7 +180,10 @@ def growth_table(costs: Sequence[TrainingCost], xi: Mapping[int, float]) -> tupl
         }
         for number, threshold in enumerate(THRESHOLDS):
             percent = f"{100 * threshold:.0f} %"
-            series[f"steps to {percent}, L"] = (extents, [cost.steps[number] for cost in own])
+            # Reached within the first window: no more than a bound.
+            known = [cost.steps[number] > WINDOW for cost in own]
+            steps = [cost.steps[number] if fits else float("nan") for cost, fits in zip(own, known, strict=True)]
+            series[f"steps to {percent}, L"] = (extents, steps)
             seconds = [cost.before + cost.seconds[number] for cost in own]
             series[f"seconds to {percent}, L"] = (extents, seconds)
             series[f"seconds to {percent}, xi"] = ([xi.get(cost.extent, float("nan")) for cost in own], seconds)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ from flowmc_analysis.monitors import (
 from flowmc_analysis.observable_sets import observable_set
 from flowmc_analysis.observables import ObservableSet, estimate_observables
 from flowmc_analysis.production import Production, read_production
-from flowmc_analysis.unseen import unseen_states
+from flowmc_analysis.unseen import TOLERATED_SHARE, UnseenStates, unseen_states
 from flowmc_analysis.weight_analysis import WeightAnalysis, analyze_weights
 from flowmc_analysis.zscores import Verdict, ZScore, z_score
 
@@ -170,6 +171,11 @@ class EnsembleAnalysis:
         """Name of the scalar observable with the longest autocorrelation time; constant ones come last."""
         return max(self.scalar_observables, key=lambda name: _sortable(self.observables[name].tau_int))
 
+    @cached_property
+    def unseen(self) -> UnseenStates | None:
+        """States beyond all that the flow has drawn; None for a run without flow proposals."""
+        return unseen_states(self.weights.log_weight, self.weights.log_weight_current) if self.weights else None
+
     @property
     def mode_drop_alarm(self) -> bool:
         """Whether the chains see target probability where the draws of the flow see none (one-sided, 1e-3).
@@ -177,9 +183,7 @@ class EnsembleAnalysis:
         By the gap between the two estimates of ln Z where its error is known, and by the states beyond all draws.
         """
         gap = any(m.name == "mode_drop" and not m.void and not m.score.z <= _MODE_DROP_Z for m in self.monitors)
-        if gap or self.weights is None:
-            return gap
-        return unseen_states(self.weights.log_weight, self.weights.log_weight_current).p_value < _MODE_DROP_P
+        return gap or (self.unseen is not None and self.unseen.p_value < _MODE_DROP_P)
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -223,6 +227,7 @@ class EnsembleAnalysis:
             "n_nonfinite_proposals": weights.n_nonfinite if weights else None,
             "n_offsupport_states": weights.n_offsupport if weights else None,
             "mode_drop_alarm": self.mode_drop_alarm,
+            "unseen": asdict(self.unseen) if self.unseen else None,
             "monitors": [monitor.to_dict() for monitor in self.monitors],
             "monitors_verdict": verdict_dict(self.verdict),
             "exact": {score.name: _exact_dict(score) for score in self.exact},
@@ -440,8 +445,13 @@ def _warnings(analysis: EnsembleAnalysis, history: History) -> Iterator[str]:
         for warning in estimate.warnings:
             concerned.setdefault(warning, []).append(name)
     yield from (f"{', '.join(names)}: {warning}" for warning, names in concerned.items())
-    if analysis.mode_drop_alarm:
-        yield "mode drop: the chains visit regions that the draws of the flow miss; flow-only runs are biased"
+    if analysis.mode_drop_alarm and analysis.unseen is not None:
+        share, p_value = analysis.unseen.share, analysis.unseen.p_value
+        yield (
+            "mode drop: the chains visit regions that the draws of the flow miss; flow-only runs are biased"
+            f" ({share:.2g} of the states have weights beyond all draws, p = {p_value:.1g} for no more than"
+            f" {TOLERATED_SHARE:g})"
+        )
     if history.kind_names == (FLOW_KIND,) and analysis.updates_per_configuration == 1.0:
         slowest = analysis.observables[analysis.slowest]
         if slowest.tau_int + _TAU_ERRORS * slowest.tau_int_error < weights.tau_int_independence:

@@ -113,14 +113,17 @@ class Flow(torch.nn.Module, abc.ABC):
         -------
         The names of the arrays of weights that were taken over.
         """
-        own = self.state_dict()
-        fitting = {
-            name: tensor
-            for name, tensor in other.state_dict().items()
-            if name in own and own[name].shape == tensor.shape
-        }
-        self.load_state_dict({**own, **fitting})
-        return list(fitting)
+        # Weights only: a buffer says what this flow was built with, for example the mass of a base that is not learned.
+        own, given = self._transferable(other), dict(other.named_parameters())
+        fitting = [name for name, weight in given.items() if name in own and own[name].shape == weight.shape]
+        with torch.no_grad():
+            for name in fitting:
+                own[name].copy_(given[name])
+        return fitting
+
+    def _transferable(self, other: Flow) -> dict[str, torch.nn.Parameter]:  # noqa: ARG002 - overridden
+        """Return the weights, by name, that mean the same in another flow if their shapes agree."""
+        return dict(self.named_parameters())
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw fields without their log density, (n, *shape); cheaper where that takes passes of its own."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,10 +75,10 @@ class CouplingConfig:
                 expected="at least one layer, at least once",
                 fix="add [[flow.layers]], or correct `repeat`",
             )
-        if self.base_mass != MATCHED and (isinstance(self.base_mass, str) or not self.base_mass > 0):
+        if self.base_mass != MATCHED and (isinstance(self.base_mass, str) or not 0 < self.base_mass < inf):
             raise ParameterError(
                 got=f"base_mass = {self.base_mass!r}",
-                expected=f'a mass above zero, or "{MATCHED}"',
+                expected=f'a finite mass above zero, or "{MATCHED}"',
                 fix="correct `base_mass`",
             )
         # With all their defaults, so that a file says what its layers are.
@@ -141,6 +142,14 @@ class CouplingFlow(TransportFlow):
 
     def _sequence(self) -> list[Layer]:
         return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    def _transferable(self, other: Flow) -> dict[str, torch.nn.Parameter]:
+        weights = super()._transferable(other)
+        if other.theory.shape == self.theory.shape:
+            return weights
+        # Fully connected networks count sites: on another lattice of as many sites these are others.
+        dense = {name for name, module in self.named_modules() if isinstance(module, torch.nn.Linear)}
+        return {name: weight for name, weight in weights.items() if name.rpartition(".")[0] not in dense}
 
     def start_from(self, other: Flow) -> list[str]:
         """Take over weights; those that belong to momenta are interpolated. See `Flow.start_from`."""

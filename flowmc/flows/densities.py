@@ -8,7 +8,7 @@ long modes are the hard part, and those a free field has already.
 from __future__ import annotations
 
 import abc
-from math import log, pi
+from math import inf, log, pi
 
 import numpy as np
 import torch
@@ -215,8 +215,8 @@ def build_base(
     ParameterError
         If the name is unknown, the mass not positive, or something else than a free field's mass is to be kept fixed.
     """
-    if not mass > 0:
-        raise ParameterError(got=f"base_mass = {mass}", expected="base_mass > 0", fix="choose a positive mass")
+    if not 0 < mass < inf:
+        raise ParameterError(got=f"base_mass = {mass}", expected="a finite base_mass > 0", fix="choose a positive mass")
     if not learned and name != "free_field":
         raise ParameterError(
             got=f"base_learned = false with base = {name!r}",

@@ -199,7 +199,7 @@ class SiteConvolution(torch.nn.Module):
             self._spread = None
             return self._spread_out()
         # By content: versions and addresses of a buffer miss changes that go around autograd.
-        if self._spread is None or self._spread[0].dtype != weight.dtype or not torch.equal(self._spread[0], weight):
+        if self._spread is None or not _same(self._spread[0], weight):
             # Ordinary tensors even inside inference mode: the certificate differentiates through them.
             with torch.inference_mode(False):
                 self._spread = (weight.detach().clone(), self._spread_out())
@@ -210,6 +210,10 @@ class SiteConvolution(torch.nn.Module):
         spread = (self._images @ self.weight).index_select(0, self._classes)
         matrix = spread.reshape(n_in, n_out, channels_in, channels_out).permute(0, 2, 1, 3)
         return matrix.reshape(n_in * channels_in, n_out * channels_out)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
 class ChannelMix(torch.nn.Module):

@@ -84,8 +84,8 @@ class TrainingConfig:
     device
         Device of torch, for example "cpu" or "cuda".
     compile
-        Whether the maps of a transport go through torch.compile, which needs a C++ compiler and about a minute, and then
-        saves up to a quarter of each step.
+        Whether the maps of a transport go through torch.compile, which needs a C++ compiler and half a minute or so, and
+        then saves up to a quarter of each step.
 
     Raises
     ------

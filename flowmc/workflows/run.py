@@ -11,7 +11,7 @@ from typing import Any
 from flowmc.arrays import require_x64
 from flowmc.config import RunConfig, read_run
 from flowmc.display import Display
-from flowmc.errors import ConfigError, RunExistsError
+from flowmc.errors import ConfigError, FlowFileError, RunExistsError
 from flowmc.training import TrainingFiles, read_log
 from flowmc.workflows.ensembles import check_resumable, sample_ensemble, versions
 from flowmc.workflows.flows import train_flow
@@ -153,13 +153,12 @@ def _analyse(
     display.say("analysing")
     analyses = tuple(analyze(output / f"{kernel}.h5", label=kernel) for kernel in kernels)
     comparison = compare_analyses(analyses) if len(analyses) > 1 else None
-    # A log may have been removed by hand since the training ended.
-    log = TrainingFiles(output / "flow.safetensors").log
+    history = _training_history(output, display)
     html = write_report(
         output / "report.html",
         analyses,
         comparison,
-        training_history=[asdict(record) for record in read_log(log)] if log.is_file() else None,
+        training_history=history,
         run_info={"adapted": adapted, "versions": versions(), "sampling": asdict(config.sampling)},
     )
     report = RunReport("", Path(html), analyses, comparison)
@@ -167,3 +166,16 @@ def _analyse(
     partial.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     partial.replace(output / "analysis.json")
     return report
+
+
+def _training_history(output: Path, display: Display) -> list[dict[str, Any]] | None:
+    """Return the lines of the training's log, or None: rather a report without its figure than none."""
+    log = TrainingFiles(output / "flow.safetensors").log
+    # It may have been removed by hand since the training ended.
+    if not log.is_file():
+        return None
+    try:
+        return [asdict(record) for record in read_log(log)]
+    except FlowFileError as error:
+        display.say(f"the report has no figure of the training: {error.got}")
+        return None

@@ -17,8 +17,11 @@ from flowmc_analysis.comparison import compare_analyses
 from flowmc_analysis.doubts import exact_doubts, weight_doubts
 from flowmc_analysis.ensemble import EnsembleAnalysis, analyze
 from flowmc_analysis.estimate import Estimate
+from flowmc_analysis.exact_values import exact_values
+from flowmc_analysis.gamma import gamma_method
 from flowmc_analysis.headlines import State, headlines
 from flowmc_analysis.monitors import Monitor
+from flowmc_analysis.observables import ObservableContext
 from flowmc_analysis.report import render_report
 from flowmc_analysis.weight_analysis import WeightAnalysis
 from flowmc_analysis.zscores import z_score
@@ -127,3 +130,14 @@ def test_doubts_of_exact_values() -> None:
     assert "1 of 3" in doubt
     assert "ln_z (z = +20.0)" in doubt
     assert "energy" not in doubt
+
+
+@pytest.mark.parametrize(("signs", "doubted"), [((1,) * 8, True), ((1, -1, 1, -1, 1, 1, -1, 1), False)])
+def test_chains_that_all_stay_in_one_of_two_modes_are_doubted(
+    signs: tuple[int, ...], doubted: bool, rng: np.random.Generator
+) -> None:
+    mean_field = np.array(signs)[:, None] * rng.normal(0.65, 0.05, (8, 400))
+    estimate = gamma_method(mean_field).estimate
+    exact = exact_values("phi4", ObservableContext((8, 8), {"m2": -4.0, "lam": 3.2}))
+    score = z_score("magnetisation", estimate.value, exact["magnetisation"], estimate.error)
+    assert bool(exact_doubts([score])) == doubted

@@ -311,6 +311,8 @@ class TestFiles:
         {"dtype": "float16"},
         {"base_mass": 0.0},
         {"base_mass": "heavy"},
+        {"base_mass": float("inf")},
+        {"layers": ({"kind": ["affine"]},)},
         {"layers": ({"radius": 2},)},
         {"layers": ({"kind": "afine"},)},
         {"layers": ({"kind": "rescale", "radius": 2},)},

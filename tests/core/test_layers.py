@@ -179,6 +179,24 @@ def test_momentum_weights_are_interpolated_between_lattices() -> None:
     assert float(factors[-1]) == float(spectral.log_factor_of_shell.detach()[-1])
 
 
+def test_fully_connected_weights_stay_on_their_lattice() -> None:
+    layers = [{"kind": "affine", "network": "fully_connected", "hidden": [4]}, {"kind": "rescale"}]
+    description = {"kind": "coupling", "layers": layers, "repeat": 1}
+    flat, square = (build_flow(description, FreeScalar(shape, 1.0)) for shape in ((2, 8), (4, 4)))
+    # As many sites, and so the same shapes of all weights.
+    assert set(square.start_from(flat)) == {"base.log_mass", "layers.1.log_factor"}
+    assert set(square.start_from(square)) == set(square.state_dict())
+
+
+def test_a_mass_that_is_kept_is_not_taken_over() -> None:
+    description: dict[str, Any] = {"kind": "coupling", "base_mass": "matched", "base_learned": False, "repeat": 1}
+    small, large = (build_flow(description, Phi4(shape, -4.0, 6.0)) for shape in ((4, 4), (8, 8)))
+    own = large.state_dict()["base.log_mass"].clone()
+    assert not torch.equal(own, small.state_dict()["base.log_mass"])
+    assert "base.log_mass" not in large.start_from(small)
+    assert torch.equal(large.state_dict()["base.log_mass"], own)
+
+
 def test_matched_base_is_the_nearest_free_field() -> None:
     # E_q[S + log q] over free fields q of one mass, in closed form, has its minimum at the mass of the gap equation.
     theory = Phi4((6, 4), m2=-4.0, lam=6.0)

@@ -55,7 +55,7 @@ def layer_config(description: Mapping[str, Any]) -> Any:
     """
     hyper = dict(description)
     kind = hyper.pop("kind", None)
-    if kind not in LAYERS:
+    if not isinstance(kind, str) or kind not in LAYERS:
         near = get_close_matches(str(kind), LAYERS, n=1, cutoff=0.4)
         raise ParameterError(
             got=f"a layer of kind {kind!r}" if kind is not None else "a layer without `kind`",
