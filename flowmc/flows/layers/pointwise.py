@@ -100,5 +100,5 @@ def _sinh_arcsinh(field: Tensor, log_inner: Tensor, log_delta: Tensor, log_outer
     inner = field * torch.exp(-log_inner)
     outer = torch.sinh(torch.exp(log_delta) * _arcsinh(inner))
     log_slope = 0.5 * (torch.log1p(outer * outer) - torch.log1p(inner * inner))
-    log_det = log_slope.sum(1, dtype=torch.float64) + field.shape[1] * (log_delta + log_outer - log_inner)
+    log_det = log_slope.sum(1, dtype=torch.float64) + field.shape[1] * (log_delta + log_outer - log_inner).double()
     return outer * torch.exp(log_outer), log_det

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flowmc.errors import ParameterError
-from flowmc.flows.layers.base import SiteOrder
 from flowmc.flows.layers.couplings import CouplingLayer, CouplingLayerConfig
 from flowmc.flows.rational_quadratic import (
     LARGEST_BINS,
@@ -63,14 +62,14 @@ class Spline(CouplingLayer):
     Config: ClassVar[type] = SplineConfig
     config: SplineConfig
 
-    def __init__(self, order: SiteOrder, config: SplineConfig, *, z2: bool) -> None:
-        super().__init__(order, config, z2=z2)
-        self._rows = (config.bins, config.bins, config.bins - 1)
+    @property
+    def _rows(self) -> tuple[int, int, int]:
+        """Numbers of widths, heights and slopes between them."""
+        return self.config.bins, self.config.bins, self.config.bins - 1
 
     def parameter_numbers(self) -> tuple[int, int]:
         """Return the numbers of free entries of antipalindromes and palindromes."""
-        rows = (self.config.bins, self.config.bins, self.config.bins - 1)
-        return sum(row // 2 for row in rows), sum((row + 1) // 2 for row in rows)
+        return sum(row // 2 for row in self._rows), sum((row + 1) // 2 for row in self._rows)
 
     def transform(self, active: Tensor, odd: Tensor, even: Tensor) -> tuple[Tensor, Tensor]:
         """Map the active sites; see `CouplingLayer.transform`."""
