@@ -1,8 +1,9 @@
 """What is known exactly about a simulated theory: values to hold its ensembles against.
 
 The two-dimensional Ising model without a field by Kaufman's formula, the antiferromagnet on even extents only, the
-free scalar field in any dimension, and U(1) gauge theory in two dimensions by its characters. Of φ⁴ theory only what
-follows from its symmetry φ → −φ is known: chains that stay in one of two modes miss it.
+free scalar field in any dimension, U(1) gauge theory in two dimensions by its characters, the particle in a double well
+by its transfer matrix and mixtures of Gaussians term by term. Of φ⁴ theory only what follows from its symmetry φ → −φ is
+known: chains that stay in one of two modes miss it.
 """
 
 from __future__ import annotations
@@ -11,17 +12,24 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
+import scipy.special
+
 from flowmc_analysis.exact import (
     free_scalar_action_density,
     free_scalar_log_z,
     free_scalar_phi_squared,
     free_scalar_susceptibility,
 )
+from flowmc_analysis.exact_double_well import double_well_exact
 from flowmc_analysis.exact_ising import ising_exact
 from flowmc_analysis.exact_u1 import u1_exact, u1_flux_mean, u1_polyakov_loop_squared
-from flowmc_analysis.observables import ObservableContext
+from flowmc_analysis.observables import ObservableContext, effective_mass
 
 __all__ = ["exact_values"]
+
+Array = npt.NDArray[np.float64]
 
 _SMALLEST_EXTENT = 2
 _LARGEST_LOOP = 3
@@ -110,6 +118,57 @@ def _u1(context: ObservableContext) -> dict[str, float]:
     }
 
 
+def _double_well(context: ObservableContext) -> dict[str, float]:
+    (n_sites,) = context.lattice_size
+    solution = double_well_exact(n_sites, *(context.coupling(name) for name in ("extent", "mass", "coupling")))
+    # Of the same estimator on the same lattice: with several states in the trace, it is not the gap itself. One time of
+    # each octave, as neighbouring ones fluctuate together.
+    masses = effective_mass(solution.two_point_zero_momentum)
+    octaves = (2**k for k in range(masses.size.bit_length()))
+    return {
+        "magnetisation": 0.0,
+        "susceptibility": solution.susceptibility,
+        "phi_squared": solution.phi_squared,
+        "phi_fourth": solution.phi_fourth,
+        "action_density": solution.action_density,
+        **{f"effective_mass[{time}]": float(masses[time - 1]) for time in octaves},
+        "ln_z": solution.log_z,
+    }
+
+
+def _gaussian_mixture(context: ObservableContext) -> dict[str, float]:
+    weights, variances = context.coupling_array("weights"), context.coupling_array("scales") ** 2
+    means, sites = context.coupling_array("means"), context.volume
+    # The mean over the coordinates is Gaussian in each component, too.
+    mean, variance = means.mean(axis=1), variances / sites
+    ratio = mean / np.sqrt(2.0 * variance)
+    modulus = np.sqrt(2.0 * variance / math.pi) * np.exp(-(ratio**2)) + mean * scipy.special.erf(ratio)
+    second = float(weights @ (mean**2 + variance))
+    fourth = float(weights @ _fourth_moment(mean, variance))
+    return {
+        "magnetisation": float(weights @ mean),
+        "magnetisation_abs": float(weights @ modulus),
+        "susceptibility": sites * second,
+        "binder_cumulant": 1.0 - fourth / (3.0 * second**2),
+        "phi_squared": float(weights @ (np.mean(means**2, axis=1) + variances)),
+        "phi_fourth": float(weights @ np.mean(_fourth_moment(means, variances[:, None]), axis=1)),
+        **{f"component_{k}": float(weight) for k, weight in enumerate(weights, start=1)},
+        "ln_z": 0.0,
+    }
+
+
+def _fourth_moment(mean: Array, variance: Array) -> Array:
+    """Fourth moment of a Gaussian about zero."""
+    return mean**4 + 6.0 * mean**2 * variance + 3.0 * variance**2
+
+
 _SOLUTIONS: Mapping[str, Callable[[ObservableContext], dict[str, float]]] = MappingProxyType(
-    {"ising": _ising, "free_scalar": _free_scalar, "phi4": _phi4, "u1": _u1}
+    {
+        "double_well": _double_well,
+        "free_scalar": _free_scalar,
+        "gaussian_mixture": _gaussian_mixture,
+        "ising": _ising,
+        "phi4": _phi4,
+        "u1": _u1,
+    }
 )

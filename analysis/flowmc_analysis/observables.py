@@ -190,10 +190,13 @@ class ObservableContext:
         Extents of the lattice, time first.
     couplings
         Couplings of the action by name (``beta``, ``m2``, ...), lattice units.
+    arrays
+        Couplings that are more than one number (the ``means`` of a mixture), by name.
     """
 
     lattice_size: tuple[int, ...]
     couplings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    arrays: Mapping[str, Array] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def volume(self) -> int:
@@ -215,6 +218,16 @@ class ObservableContext:
                 fix=f"pass ObservableContext(lattice_size, {{{name!r}: ...}})",
             )
         return self.couplings[name]
+
+    def coupling_array(self, name: str) -> Array:
+        """Coupling of that name that is more than one number.
+
+        Raises
+        ------
+        AnalysisError
+            If the action has none of that name.
+        """
+        return np.asarray(_lookup(self.arrays, name), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -282,8 +295,8 @@ class ObservableSet:
         Functions of the time separation t = 0 ... T - 1, symmetric under t -> T - t, to their effective masses (an empty
         name where there is none).
     sectors
-        Averages of discrete values that label the sectors of configuration space, or functions of such a label: a chain
-        in which they hardly change samples one sector only.
+        Averages of discrete values that label the sectors of configuration space, or functions of such a label, where
+        they were measured or recorded: a chain in which they hardly change samples one sector only.
     inverse_temperature
         Name of the coupling that multiplies the whole action, where there is one: S = beta H.
     """

@@ -83,7 +83,12 @@ class Production:
             for name, value in self.description.action.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        return ObservableContext(self.description.lattice_size, numbers)
+        arrays = {
+            name: np.asarray(value, dtype=np.float64)
+            for name, value in self.description.action.items()
+            if name != "shape" and isinstance(value, list) and _is_numeric(value)
+        }
+        return ObservableContext(self.description.lattice_size, numbers, arrays)
 
     def further_scalars(self) -> dict[str, Array]:
         """Give the recorded scalars that are observables of their own (identities are checks), ``(chains, n)``."""
@@ -216,6 +221,14 @@ def _check_internal_axes(parts: Sequence[Stream], chosen: Sequence[int], observa
                 expected=f"{observables.values}, with internal axes {list(observables.internal_axes)}",
                 fix="read the configurations with flowmc_ensembles and use the array-level functions of flowmc_analysis",
             )
+
+
+def _is_numeric(value: object) -> bool:
+    """Whether a value is made of numbers, or of lists of them of equal lengths."""
+    try:
+        return np.asarray(value).dtype.kind in "if"
+    except ValueError:
+        return False
 
 
 def _spacing(trajectory: npt.NDArray[np.int64]) -> float:

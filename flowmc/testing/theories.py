@@ -53,9 +53,14 @@ class TheoryContract:
         alone = np.concatenate([theory.action(field[i : i + 1]) for i in range(len(field))])
         np.testing.assert_allclose(theory.action(field), alone, rtol=1e-13)
 
-    def test_action_is_translation_invariant(self, theory: Theory, field: NDArray[Any]) -> None:
-        for axis in range(1, len(theory.shape) + 1):
-            np.testing.assert_allclose(theory.action(np.roll(field, 1, axis=axis)), theory.action(field), rtol=1e-12)
+    def test_action_is_translation_invariant_as_the_theory_says(self, theory: Theory, field: NDArray[Any]) -> None:
+        action = theory.action(field)
+        moved = [theory.action(np.roll(field, 1, axis=axis)) for axis in range(1, len(theory.shape) + 1)]
+        if theory.homogeneous:
+            for other in moved:
+                np.testing.assert_allclose(other, action, rtol=1e-12)
+        else:
+            assert not all(np.allclose(other, action, rtol=1e-6) for other in moved)
 
     def test_identities_are_the_same_in_every_library(self, theory: Theory, field: NDArray[Any]) -> None:
         identities = theory.identities()

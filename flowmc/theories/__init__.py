@@ -8,7 +8,9 @@ from typing import Any
 from flowmc.errors import ConfigError
 from flowmc.theories.base import ScalarTheory, SmoothTheory, Theory
 from flowmc.theories.callable import CallableTheory
+from flowmc.theories.double_well import DoubleWell
 from flowmc.theories.free import FreeScalar
+from flowmc.theories.gaussian_mixture import GaussianMixture
 from flowmc.theories.ising import Ising
 from flowmc.theories.phi4 import Phi4
 from flowmc.theories.schwinger import Schwinger
@@ -21,9 +23,11 @@ __all__ = [
     "AngleSpace",
     "CallableTheory",
     "ContinuousSpace",
+    "DoubleWell",
     "FieldSpace",
     "FreeScalar",
     "GaugeTheory2D",
+    "GaussianMixture",
     "Ising",
     "Phi4",
     "RealSpace",
@@ -36,7 +40,18 @@ __all__ = [
     "from_description",
 ]
 
-THEORIES: dict[str, type[Theory]] = {theory.name: theory for theory in (FreeScalar, Ising, Phi4, Schwinger, U1Gauge2D)}
+THEORIES: dict[str, type[Theory]] = {
+    theory.name: theory
+    for theory in (
+        DoubleWell,
+        FreeScalar,
+        GaussianMixture,
+        Ising,
+        Phi4,
+        Schwinger,
+        U1Gauge2D,
+    )
+}
 """Every theory by its name in run descriptions and files."""
 
 

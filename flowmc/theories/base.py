@@ -31,7 +31,8 @@ class Theory(abc.ABC):
 
     Implementing a theory:
 
-    - a frozen dataclass whose first field is ``shape``, the others its couplings, validated in ``__post_init__``;
+    - a frozen dataclass whose first field is ``shape``, the others its couplings, validated in ``__post_init__``; where
+      the couplings say what the shape is, it comes last, derived from them, and one that differs is refused;
     - ``name``, the key in `flowmc.theories.THEORIES`; ``convention``, one line on the normalisation; ``space``;
     - ``action`` on batches, written against the array API; ``force`` too for a `SmoothTheory` or `ScalarTheory`;
     - ``identities``, what is known of expectation values whatever the couplings;
@@ -43,6 +44,8 @@ class Theory(abc.ABC):
     space: ClassVar[FieldSpace]
     internal_axes: ClassVar[tuple[str, ...]] = ()
     """Names of the field's axes after those of the lattice."""
+    homogeneous: ClassVar[bool] = True
+    """Whether the action is invariant under translations of the lattice."""
     shape: tuple[int, ...]
 
     @property

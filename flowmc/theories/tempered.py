@@ -41,6 +41,7 @@ class TemperedTheory(SmoothTheory):
     shape: tuple[int, ...] = field(init=False, repr=False)
     space: ContinuousSpace = field(init=False, repr=False)  # type: ignore[misc]  # that of the base, whatever it is
     internal_axes: tuple[str, ...] = field(init=False, repr=False)  # type: ignore[misc]
+    homogeneous: bool = field(init=False, repr=False)  # type: ignore[misc]
 
     name: ClassVar[str] = "tempered"
     convention: ClassVar[str] = "fraction times the action of the base theory, p = exp(-fraction S)"
@@ -52,7 +53,7 @@ class TemperedTheory(SmoothTheory):
                 expected="a fraction in (0, 1]; at zero exp(-fraction S) of a real field has no integral",
                 fix="correct it",
             )
-        for name in ("shape", "space", "internal_axes"):
+        for name in ("shape", "space", "internal_axes", "homogeneous"):
             object.__setattr__(self, name, getattr(self.base, name))
 
     @property
