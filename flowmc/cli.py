@@ -221,6 +221,7 @@ def certify(
     """Measure whether a flow's log q is the log density of what it draws; exit status 1 if not."""
     with _errors():
         from flowmc.workflows import certify_flow
+        from flowmc_ensembles import LogQAccuracy
 
         certificate = certify_flow(flow, precision=precision, device=device, seed=seed)
         if as_json:
@@ -231,7 +232,9 @@ def certify(
                 (c.name, f"{c.value:.2g}", f"{c.tolerance:.2g}", c.unit, "yes" if c.passed else "NO", c.detail)
                 for c in certificate.checks
             ]
-            _print_table(f"certificate of {flow.name}", columns, rows)
+            # Of a flow that failed, its own word is not worth repeating.
+            note = str(LogQAccuracy.of_certificate(certificate.to_dict())) if certificate.passed else ""
+            _print_table(f"certificate of {flow.name}", columns, rows, note)
         certificate.require()
 
 

@@ -3,7 +3,8 @@
 Errors that come from weights know only what was drawn: a flow that misses part of the target, or draws that one weight
 in a million would have corrected, give small errors around a wrong value. Three comparisons show it: the effective
 sample size seen by the states against the one seen by the draws, ln Z from the draws against ln Z from the states, and
-what was measured against what is known exactly. None of them is part of a judged family.
+what was measured against what is known exactly. None of them is part of a judged family. Nor does any of them see a log
+q that is off by little, which a flow may state: that is repeated beside its numbers.
 
 Errors that come from chains know only where these were: a chain that never leaves its topological sector looks perfect
 within it. The label of the sector shows it: it hardly ever changes.
@@ -20,8 +21,9 @@ import numpy.typing as npt
 from flowmc_analysis.gamma import GammaResult
 from flowmc_analysis.weight_analysis import WeightAnalysis
 from flowmc_analysis.zscores import ZScore, z_score
+from flowmc_ensembles.log_q import LogQAccuracy
 
-__all__ = ["exact_doubts", "sector_doubts", "weight_doubts"]
+__all__ = ["exact_doubts", "log_q_doubts", "sector_doubts", "weight_doubts"]
 
 Array = npt.NDArray[np.float64]
 
@@ -32,6 +34,19 @@ _SHORTEST_CHAIN = 10.0  # in autocorrelation times of the sector
 _CHAINS_DISAGREE = 1e-4
 # A perfect flow has weights, and so ln Z, without any error but rounding.
 _ROUND_OFF = 1e-10
+
+
+def log_q_doubts(accuracy: LogQAccuracy | None) -> tuple[str, ...]:
+    """Give a sentence on a flow whose log q is not exact, with what follows to first order; empty for an exact one."""
+    if accuracy is None or accuracy.exact:
+        return ()
+    if accuracy.bound is None:
+        return (f"{accuracy}; nothing bounds the bias of averages and of ln Z",)
+    consequence = (
+        f"averages may be biased by up to {accuracy.bound:g} standard deviations of their observable over the"
+        f" configurations, and ln Z by up to {accuracy.bound:g}"
+    )
+    return (f"{accuracy}; {consequence}",)
 
 
 def weight_doubts(weights: WeightAnalysis) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowmc_analysis.cost import Cost
-from flowmc_analysis.doubts import exact_doubts, sector_doubts, weight_doubts
+from flowmc_analysis.doubts import exact_doubts, log_q_doubts, sector_doubts, weight_doubts
 from flowmc_analysis.errors import TooFewSamplesError
 from flowmc_analysis.estimate import Estimate
 from flowmc_analysis.exact_values import exact_values
@@ -49,6 +49,7 @@ from flowmc_analysis.zscores import Verdict, ZScore, z_score
 
 if TYPE_CHECKING:
     from flowmc_ensembles.descriptions import EnsembleDescription, StreamDescription
+    from flowmc_ensembles.log_q import LogQAccuracy
 
 __all__ = ["TAU_INT_CONVENTION", "EnsembleAnalysis", "analyze", "verdict_dict"]
 
@@ -186,9 +187,15 @@ class EnsembleAnalysis:
         return gap or (self.unseen is not None and self.unseen.p_value < _MODE_DROP_P)
 
     @property
+    def log_q(self) -> LogQAccuracy | None:
+        """How exact log q of the flow is; None without a flow, or where the file does not say."""
+        return self.description.log_q
+
+    @property
     def doubts(self) -> tuple[str, ...]:
-        """Signs that weights or chains mislead, or exact values are missed, a sentence each; among the warnings, too."""
+        """Signs that log q, weights or chains mislead, or exact values are missed; among the warnings, too."""
         return (
+            *log_q_doubts(self.log_q),
             *(weight_doubts(self.weights) if self.weights else ()),
             *sector_doubts(self.observable_set.sectors, self.series, self.results),
             *exact_doubts(self.exact),
@@ -201,6 +208,7 @@ class EnsembleAnalysis:
         -------
         ``acceptance`` is one number, see the property of that name; ``acceptance_by_kind`` has all of them. The entries
         on weights and ln Z are ``None`` for a run without flow proposals, and those per site where there is no ``beta``.
+        ``log_q`` says how exact log q of the flow is, in nats: ``exact``, ``bound`` (stated), ``measured``, ``draws``.
         """
         weights = self.weights
         estimates = weights.estimates if weights else {}
@@ -217,6 +225,7 @@ class EnsembleAnalysis:
             "updates_per_configuration": self.updates_per_configuration,
             "tau_int_convention": TAU_INT_CONVENTION,
             "observables": {name: self._observable_dict(estimate) for name, estimate in self.observables.items()},
+            "log_q": self.log_q.to_dict() if self.log_q else None,
             "acceptance": json_number(self.acceptance),
             "acceptance_by_kind": {kind: estimate.to_dict() for kind, estimate in self.acceptance_by_kind.items()},
             "ess_reverse": json_number(weights.ess_reverse) if weights else None,

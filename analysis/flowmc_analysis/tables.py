@@ -12,6 +12,7 @@ from flowmc_analysis.estimate import Estimate, format_value_error
 if TYPE_CHECKING:
     from flowmc_analysis.ensemble import EnsembleAnalysis
     from flowmc_analysis.zscores import ZScore
+    from flowmc_ensembles.log_q import LogQAccuracy
 
 __all__ = [
     "ABSENT",
@@ -162,6 +163,11 @@ def sampler_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
         ("updates per configuration", *(format_number(a.updates_per_configuration, ".4g") for a in analyses)),
     ]
     rows += [(f"acceptance, {kind}", *(_estimate(a.acceptance_by_kind.get(kind)) for a in analyses)) for kind in kinds]
+    if any(a.log_q for a in analyses):
+        rows += [
+            ("log q of the flow off by at most (nats, stated)", *(_stated_error(a.log_q) for a in analyses)),
+            ("log q of the flow off by (nats, measured)", *(_measured_error(a.log_q) for a in analyses)),
+        ]
     if any(a.weights for a in analyses):
         rows += [
             (
@@ -193,6 +199,18 @@ def sampler_table(analyses: Sequence[EnsembleAnalysis]) -> Table:
         "Reverse ESS: seen by draws of the flow; forward: by states of the chains, far smaller where modes are missed."
     )
     return Table("Samplers", ("quantity", *(a.label for a in analyses)), tuple(rows), note)
+
+
+def _stated_error(accuracy: LogQAccuracy | None) -> str:
+    if accuracy is None:
+        return ABSENT
+    return "exact" if accuracy.exact else "no bound" if accuracy.bound is None else f"{accuracy.bound:g}"
+
+
+def _measured_error(accuracy: LogQAccuracy | None) -> str:
+    if accuracy is None or accuracy.measured is None:
+        return ABSENT
+    return f"{accuracy.measured:.2g} on {accuracy.draws} draws"
 
 
 def _importance_rows(analyses: Sequence[EnsembleAnalysis]) -> list[tuple[str, ...]]:

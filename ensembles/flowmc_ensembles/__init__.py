@@ -34,6 +34,7 @@ from flowmc_ensembles.errors import (
     TruncatedError,
     VersionError,
 )
+from flowmc_ensembles.log_q import LogQAccuracy
 from flowmc_ensembles.reader import Ensemble, Stream
 from flowmc_ensembles.summary import format_summary, inspect
 from flowmc_ensembles.writer import EnsembleWriter
@@ -48,6 +49,7 @@ __all__ = [
     "EnsembleWriter",
     "ExistsError",
     "LockedError",
+    "LogQAccuracy",
     "MissingError",
     "NotAnEnsembleError",
     "Stream",

@@ -17,6 +17,7 @@ import numpy as np
 
 from flowmc_ensembles import layout
 from flowmc_ensembles.errors import CorruptionError, DescriptionError
+from flowmc_ensembles.log_q import LogQAccuracy
 
 __all__ = ["EnsembleDescription", "StreamDescription"]
 
@@ -66,7 +67,7 @@ class EnsembleDescription:
         QCDml 2.0 management data, text.
     run
         Anything about the run that produced the ensemble (configuration, versions, flow fingerprint, training time in
-        seconds); JSON types.
+        seconds, certificate of the flow); JSON types.
 
     Raises
     ------
@@ -98,6 +99,11 @@ class EnsembleDescription:
         object.__setattr__(self, "boundary_conditions", boundary)
         object.__setattr__(self, "action", _as_json(self.action, "action"))
         object.__setattr__(self, "run", _as_json(self.run, "run"))
+
+    @property
+    def log_q(self) -> LogQAccuracy | None:
+        """How exact log q of the flow is, as its certificate in ``run`` says; None without a flow, or in an old file."""
+        return LogQAccuracy.of_certificate(self.run.get("certificate"))
 
     def write(self, file: h5py.File) -> None:
         """Write the root attributes and the lattice axes of a new file."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from flowmc_ensembles.descriptions import StreamDescription
 from flowmc_ensembles.errors import CorruptionError
+from flowmc_ensembles.log_q import LogQAccuracy
 from flowmc_ensembles.reader import Ensemble, Stream
 
 __all__ = ["format_summary", "inspect"]
@@ -98,10 +99,10 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
     Returns
     -------
     ``path, size_bytes, format_version, creator_version, created_at, theory, action, lattice_size,
-    boundary_conditions, convention, checksums`` and ``streams``, a list with one dictionary per stream: ``algorithm,
-    chains, configurations`` (of each chain), ``updates, acceptance`` (by proposal kind: ``rate, accepted, proposed``),
-    ``finished, checksums, attributes`` (those set after creation) and more. ``checksums`` is ``"ok"``, ``"not checked"``
-    or says what is wrong.
+    boundary_conditions, convention, log_q, checksums`` and ``streams``, a list with one dictionary per stream:
+    ``algorithm, chains, configurations`` (of each chain), ``updates, acceptance`` (by proposal kind: ``rate, accepted,
+    proposed``), ``finished, checksums, attributes`` (those set after creation) and more. ``checksums`` is ``"ok"``,
+    ``"not checked"`` or says what is wrong; ``log_q`` has the fields of `LogQAccuracy`, or is ``None`` without a flow.
 
     Raises
     ------
@@ -110,6 +111,7 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
     """
     ensemble = Ensemble(path)
     streams = [_stream_summary(stream, verify) for stream in ensemble.streams]
+    log_q = ensemble.description.log_q
     states = [str(stream["checksums"]) for stream in streams]
     return {
         "path": str(path),
@@ -122,6 +124,7 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
         "lattice_size": list(ensemble.description.lattice_size),
         "boundary_conditions": list(ensemble.description.boundary_conditions),
         "convention": ensemble.description.convention,
+        "log_q": log_q.to_dict() if log_q else None,
         "checksums": next((state for state in states if state != "ok"), "ok"),
         "streams": streams,
     }
@@ -185,6 +188,8 @@ def format_summary(summary: Mapping[str, object]) -> str:
         f"  size on disk    {_size(cast(int, summary['size_bytes']))}",
         f"  format          {summary['format_version']}, flowmc {summary['creator_version']}, {summary['created_at']}",
     ]
+    if log_q := LogQAccuracy.of_certificate(summary):
+        lines.append(f"  flow            {log_q}")
     for stream in cast(list[Mapping[str, object]], summary["streams"]):
         lines += _stream_lines(stream)
     return "\n".join(lines)

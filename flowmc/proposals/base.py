@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmc.errors import ParameterError
+
 __all__ = ["BlockProposal", "Proposal", "ProposalMetadata", "TransportProposal"]
 
 
@@ -36,6 +38,14 @@ class ProposalMetadata:
         kernel: alone it is refused.
     space
         Name of the space that the fields live in, a key of `flowmc.theories.SPACES`.
+    log_q_bound
+        By how many nats log q is off at most: zero for an exact one. Where a proposal is not exact, zero and infinity
+        say that no bound is known, and the certificate refuses it.
+
+    Raises
+    ------
+    ParameterError
+        If the bound is negative or no number, or not zero although the proposal says that it is exact.
     """
 
     event_shape: tuple[int, ...]
@@ -45,6 +55,21 @@ class ProposalMetadata:
     fingerprint: str
     full_support: bool = True
     space: str = "real"
+    log_q_bound: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Written so that NaN is refused, too.
+        if not self.log_q_bound >= 0 or (self.exact and self.log_q_bound > 0):
+            raise ParameterError(
+                got=f"log_q_bound = {self.log_q_bound} with exact = {self.exact}",
+                expected="0 for an exact log q, or else by how many nats it is off at most",
+                fix="say exact = False and give a bound above zero, or leave `log_q_bound` out",
+            )
+
+    @property
+    def states_a_bound(self) -> bool:
+        """Whether the error of log q is known to be bounded: by zero, or by a finite number of nats."""
+        return self.exact or 0 < self.log_q_bound < float("inf")
 
 
 @runtime_checkable

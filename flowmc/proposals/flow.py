@@ -37,6 +37,7 @@ class FlowProposal:
             exact=flow.exact,
             fingerprint=fingerprint(flow),
             space=flow.space.name,
+            log_q_bound=flow.log_q_bound,
         )
 
     @property

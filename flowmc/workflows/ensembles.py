@@ -26,7 +26,7 @@ from flowmc.theories import Theory
 from flowmc.workflows.cycles import build_cycle, build_members
 from flowmc.workflows.flows import check_device, check_theory, check_writable, exists_already, for_production
 from flowmc.workflows.samples import check_ensemble
-from flowmc_ensembles import Ensemble, EnsembleDescription, EnsembleWriter, StreamDescription
+from flowmc_ensembles import Ensemble, EnsembleDescription, EnsembleWriter, LogQAccuracy, StreamDescription
 
 __all__ = ["check_resumable", "sample_ensemble", "versions"]
 
@@ -122,8 +122,9 @@ def sample_ensemble(
         stream = StreamDescription(**{**wanted, "parent_stream": parent})
         writer = EnsembleWriter.create(output, _describe_ensemble(config, flow), stream)
     if flow is not None:
-        checks = flow.facts["certificate"]["checks"]
-        display.say(f"{settings.kernel}: flow certified ({len(checks)} checks, {settings.precision})")
+        certificate = flow.facts["certificate"]
+        told = f"{len(certificate['checks'])} checks, {settings.precision}"
+        display.say(f"{settings.kernel}: flow certified ({told}); {LogQAccuracy.of_certificate(certificate)}")
     with writer, display.sampling(settings.kernel, settings.plan.total_cycles) as on_block:
         writer.set_attributes({"finished": False, "stop_reason": ""})
         result = sample(
