@@ -12,10 +12,12 @@ import torch
 from flowmc.errors import ConfigError, FlowFileError
 from flowmc.flows.autoregressive import AutoregressiveFlow
 from flowmc.flows.base import DTYPES, BaseDensity, Flow, TransportFlow
+from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import CouplingFlow
 from flowmc.flows.file import SavedFlow, describe_flow, fingerprint, save_flow
 from flowmc.flows.gauge import GaugeFlow
 from flowmc.flows.hierarchical import HierarchicalFlow
+from flowmc.flows.interpolating import InterpolatingFlow
 from flowmc.flows.mirrored import MirroredFlow
 from flowmc.flows.spins import SpinFlow
 from flowmc.seeds import fold
@@ -26,10 +28,12 @@ __all__ = [
     "FLOWS",
     "AutoregressiveFlow",
     "BaseDensity",
+    "ContinuousFlow",
     "CouplingFlow",
     "Flow",
     "GaugeFlow",
     "HierarchicalFlow",
+    "InterpolatingFlow",
     "MirroredFlow",
     "SavedFlow",
     "SpinFlow",
@@ -42,7 +46,8 @@ __all__ = [
 ]
 
 FLOWS: dict[str, type[Flow]] = {
-    flow.kind: flow for flow in (AutoregressiveFlow, CouplingFlow, GaugeFlow, HierarchicalFlow, MirroredFlow)
+    flow.kind: flow
+    for flow in (AutoregressiveFlow, CouplingFlow, GaugeFlow, HierarchicalFlow, InterpolatingFlow, MirroredFlow)
 }
 """Every built-in flow by its kind in run descriptions and files."""
 

@@ -7,6 +7,7 @@ Every log density is summed and returned in float64. For fields of a discrete sp
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -22,13 +23,16 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class Flow(torch.nn.Module, abc.ABC):
-    """A density q on the fields of a theory, with exact sampling and exact log q.
+    """A density q on the fields of a theory, with sampling and log q: exact, or off by no more than the flow says.
 
     Implementing a flow:
 
     - a subclass of `TransportFlow` (base density and invertible map), `flowmc.flows.spins.SpinFlow` or this class;
     - ``kind``, the key in `flowmc.flows.FLOWS`; ``Config``, a frozen dataclass of plain data, every hyper-parameter;
     - ``space``, that of the fields it draws; ``reparametrised``, whether draws can be differentiated;
+    - where log q is not that of the map as run (the trace of a velocity in place of a log-determinant), ``exact`` False
+      and ``log_q_bound``, by how many nats it is off at most: the certificate measures it, every report prints it, and
+      without a bound the flow is refused;
     - a constructor ``(theory, config)`` that stores both;
     - a line in `flowmc.flows.FLOWS`, which is also what parametrises the contract tests.
 
@@ -50,7 +54,9 @@ class Flow(torch.nn.Module, abc.ABC):
     Config: ClassVar[type]
     space: ClassVar[FieldSpace]
     reparametrised: ClassVar[bool]
-    exact: ClassVar[bool] = True
+    # Attributes of the class for nearly all; an instance whose configuration decides sets its own.
+    exact: bool = True
+    log_q_bound: float = 0.0
 
     def __init__(self, theory: Theory, config: Any) -> None:
         super().__init__()
@@ -124,6 +130,10 @@ class Flow(torch.nn.Module, abc.ABC):
     def _transferable(self, other: Flow) -> dict[str, torch.nn.Parameter]:  # noqa: ARG002 - overridden
         """Return the weights, by name, that mean the same in another flow if their shapes agree."""
         return dict(self.named_parameters())
+
+    def density_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield names and weights on which the density depends: all of them, unless some serve the training alone."""
+        return self.named_parameters()
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw fields without their log density, (n, *shape); cheaper where that takes passes of its own."""

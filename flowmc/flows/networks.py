@@ -190,10 +190,11 @@ class SiteConvolution(torch.nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (n, n_in × channels_in) to (n, n_out × channels_out), the channels of a site next to each other."""
-        mapped = features @ self._matrix()
+        mapped = features @ self.matrix()
         return mapped if self.bias is None else mapped + self.bias.repeat(self._sites[1])
 
-    def _matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:
+        """Return the dense matrix, (n_in × channels_in, n_out × channels_out)."""
         weight = self.weight
         if weight.requires_grad:
             self._spread = None

@@ -70,7 +70,7 @@ class FlowContract:
             # Draws are not differentiated, given fields are: each with a weight of its own, so that nothing cancels.
             objective = flow.log_prob(field) * torch.linspace(0.5, 2, 16)
         objective.mean().backward()  # type: ignore[no-untyped-call]
-        for name, parameter in flow.named_parameters():
+        for name, parameter in flow.density_parameters():
             assert parameter.grad is not None, f"{name} takes no part in the draw"
             assert torch.isfinite(parameter.grad).all(), name
             assert parameter.grad.any(), f"{name} changes nothing"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from flowmc.training.checkpoint import LOG_SUFFIX, TrainingFiles
 from flowmc.training.config import ANNEALING_PATHS, STOP_WINDOW, TrainingConfig
+from flowmc.training.continuity import continuity, residual
 from flowmc.training.forward import FORWARD_KL, SampleLoss, Samples, forward_kl
 from flowmc.training.gradients import GradientStatistics, gradient_statistics, summed_gradient
 from flowmc.training.log import TrainingRecord, read_log
+from flowmc.training.losses import Loss
 from flowmc.training.objectives import (
     OBJECTIVES,
-    Loss,
     choose_objective,
     path_gradient,
     reinforce,
@@ -35,11 +36,13 @@ __all__ = [
     "TrainingRecord",
     "TrainingResult",
     "choose_objective",
+    "continuity",
     "forward_kl",
     "gradient_statistics",
     "path_gradient",
     "read_log",
     "reinforce",
+    "residual",
     "reverse_kl",
     "reverse_kl_autograd",
     "summed_gradient",

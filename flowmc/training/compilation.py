@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 
 from flowmc.errors import ParameterError
-from flowmc.flows import Flow, TransportFlow
+from flowmc.flows import ContinuousFlow, Flow, TransportFlow
 
 __all__ = ["check_compilable", "compiled"]
 
@@ -31,12 +31,13 @@ def check_compilable(flow: Flow) -> None:
     Raises
     ------
     ParameterError
-        If the flow is no transport, or the machine has no C++ compiler, which torch.compile needs on a CPU.
+        If the flow is no transport, or a continuous one, whose solvers iterate until they have converged; or the machine
+        has no C++ compiler, which torch.compile needs on a CPU.
     """
-    if not isinstance(flow, TransportFlow):
+    if not isinstance(flow, TransportFlow) or isinstance(flow, ContinuousFlow):
         raise ParameterError(
             got=f"compile = true for a {flow.kind!r} flow",
-            expected="a transport, whose maps can be compiled: coupling or gauge",
+            expected="a transport whose maps can be compiled: coupling or gauge",
             fix="leave out `compile`",
         )
     needed = os.environ.get("CXX") or COMPILER

@@ -11,8 +11,10 @@ from flowmc.errors import ParameterError
 from flowmc.flows import Flow
 from flowmc.theories import Theory
 from flowmc.theories.tempered import tempered
+from flowmc.training.continuity import CONTINUITY
 from flowmc.training.forward import FORWARD_KL
-from flowmc.training.objectives import OBJECTIVES, Objective, check_micro_batch, choose_objective
+from flowmc.training.losses import Objective, check_micro_batch
+from flowmc.training.objectives import OBJECTIVES, choose_objective
 from flowmc.training.schedules import SCHEDULES
 
 __all__ = ["ANNEALING_PATHS", "STOP_WINDOW", "TrainingConfig"]
@@ -37,7 +39,8 @@ class TrainingConfig:
     ----------
     objective
         A name in `flowmc.training.objectives.OBJECTIVES`, estimators of the gradient of the reverse KL divergence, or
-        "auto" for the one that suits flow and theory; or "forward_kl", which maximises the likelihood of ``samples``.
+        "auto" for the one that suits flow and theory; "continuity", the residual of the continuity equation, for
+        interpolating flows; or "forward_kl", which maximises the likelihood of ``samples``.
     forward_weight
         Weight w in (0, 1) of the forward KL divergence in a mixed objective, (1 − w) times the reverse one and w times
         the forward one on ``samples``. 0 is the reverse one alone.
@@ -75,8 +78,8 @@ class TrainingConfig:
     seed
         Seed of weights and draws.
     log_every
-        Steps between lines of the log; the first and the last step are always in it. With "forward_kl" each line costs a
-        batch of draws, which is what its ESS and acceptance are estimated from.
+        Steps between lines of the log; the first and the last step are always in it. With "forward_kl" and "continuity"
+        each line costs a batch of draws, which is what its ESS and acceptance are estimated from.
     checkpoint_every
         Steps between checkpoints.
     threads
@@ -124,7 +127,7 @@ class TrainingConfig:
         if self.warmup_steps < 0:
             raise ParameterError(got=f"warmup_steps = {self.warmup_steps}", expected="0 or more", fix="correct it")
         known = {
-            "objective": ("auto", FORWARD_KL, *OBJECTIVES),
+            "objective": ("auto", CONTINUITY, FORWARD_KL, *OBJECTIVES),
             "schedule": SCHEDULES,
             "annealing_path": ANNEALING_PATHS,
         }

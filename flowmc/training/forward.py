@@ -35,7 +35,7 @@ from flowmc.errors import ParameterError
 from flowmc.flows import Flow
 from flowmc.seeds import numpy_generator
 from flowmc.theories import Theory
-from flowmc.training.objectives import check_micro_batch
+from flowmc.training.losses import check_micro_batch
 
 __all__ = ["FORWARD_KL", "SampleLoss", "Samples", "forward_kl"]
 

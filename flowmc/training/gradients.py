@@ -14,7 +14,7 @@ from flowmc.flows import Flow
 from flowmc.seeds import torch_generator
 from flowmc.theories import Theory
 from flowmc.training.forward import SampleLoss
-from flowmc.training.objectives import Loss, Objective
+from flowmc.training.losses import Loss, Objective
 
 __all__ = ["GradientStatistics", "gradient_statistics", "summed_gradient"]
 

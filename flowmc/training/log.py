@@ -25,7 +25,8 @@ class TrainingRecord:
 
     step: int
     loss: float
-    """What is minimised, nats: E_q[log q + S], or −E_p[log q] for the forward objective, or their weighted sum."""
+    """What is minimised, nats: E_q[log q + S], or −E_p[log q] for the forward objective, or their weighted sum; the mean
+    of |E| + E² for the continuity equation."""
     ess: float
     """Reverse effective sample size of a batch of draws, as a fraction; 0 if no weight is finite."""
     acceptance: float

@@ -1,7 +1,7 @@
 """Training objectives: what a flow minimises, and how the gradient of it is estimated.
 
 The reverse Kullback-Leibler divergence KL(q ‖ p) = E_q[log q + S] + ln Z is bounded below by zero, so the loss
-E_q[log q + S] is an upper bound of −ln Z, reached where q = p. All objectives here are unbiased estimators of its
+E_q[log q + S] is an upper bound of −ln Z, reached where q = p. All objectives in this file are unbiased estimators of its
 gradient, and differ in noise, memory and in what they ask of the theory:
 
 =================== ====== ============== ==================================================================
@@ -13,7 +13,8 @@ path_gradient       force  transport      the draw; log q with respect to the fi
 reinforce           action any            log q at given fields
 =================== ====== ============== ==================================================================
 
-The forward divergence, which needs samples of the target, is in `flowmc.training.forward`.
+The forward divergence, which needs samples of the target, is in `flowmc.training.forward`; the residual of the continuity
+equation, which is no divergence but vanishes where q = p as well, in `flowmc.training.continuity`.
 
 An objective is a generator: it yields its batch in micro-batches, and whoever trains calls ``backward`` on each piece as
 it comes. Gradients add up, and the graph of one micro-batch is freed before that of the next one is made, so that memory
@@ -23,65 +24,26 @@ is that of a micro-batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowmc.errors import ParameterError
-from flowmc.flows import Flow, TransportFlow
+from flowmc.flows import Flow, InterpolatingFlow, TransportFlow
 from flowmc.theories import SmoothTheory, Theory
+from flowmc.training.continuity import CONTINUITY, continuity
+from flowmc.training.losses import Loss, Objective, pieces
 
 __all__ = [
     "OBJECTIVES",
-    "Loss",
-    "Objective",
-    "check_micro_batch",
     "choose_objective",
     "path_gradient",
     "reinforce",
     "reverse_kl",
     "reverse_kl_autograd",
 ]
-
-
-class Loss(NamedTuple):
-    """A micro-batch's contribution to the training."""
-
-    value: Tensor
-    """Scalar to differentiate, float64; only its gradient counts, and those of all pieces are to be added."""
-    log_w: Tensor
-    """−S − log q of the micro-batch, (m,), float64, without gradient: minus its mean is the loss, its spread the error
-    of q."""
-
-
-Objective = Callable[[Flow, Theory, int, torch.Generator, int], Iterator[Loss]]
-"""Yields the pieces of a batch: ``objective(flow, theory, n, generator, micro_batch)``, with ``micro_batch`` draws in
-each piece, or all ``n`` for 0. The draws depend on the generator and these two numbers alone."""
-
-
-def check_micro_batch(n: int, micro_batch: int) -> None:
-    """Check that a batch of ``n`` draws can be cut into micro-batches; 0 stands for the whole batch.
-
-    Raises
-    ------
-    ParameterError
-        If it cannot.
-    """
-    if micro_batch < 0 or (micro_batch and n % micro_batch):
-        fits = max(size for size in range(1, min(n, max(micro_batch, 1)) + 1) if n % size == 0)
-        raise ParameterError(
-            got=f"micro_batch = {micro_batch} with batch_size = {n}",
-            expected="0 (the whole batch at once) or a divisor of batch_size",
-            fix=f"set micro_batch = {fits}, or change `batch_size`",
-        )
-
-
-def _pieces(n: int, micro_batch: int) -> list[int]:
-    """Return the sizes of the micro-batches."""
-    check_micro_batch(n, micro_batch)
-    return [micro_batch] * (n // micro_batch) if micro_batch else [n]
 
 
 class _ActionByForce(torch.autograd.Function):
@@ -133,7 +95,7 @@ def reverse_kl(flow: Flow, theory: Theory, n: int, generator: torch.Generator, m
     def action(field: Tensor) -> Tensor:
         return cast(Tensor, _ActionByForce.apply(field, smooth))  # type: ignore[no-untyped-call]
 
-    for size in _pieces(n, micro_batch):
+    for size in pieces(n, micro_batch):
         yield _reparametrised(flow, action, size, n, generator)
 
 
@@ -146,7 +108,7 @@ def reverse_kl_autograd(
     action. It is there to measure that cost, which is what most published comparisons call the reparametrisation trick
     (arXiv:2308.13294), and to check forces. Parameters as for `reverse_kl`.
     """
-    for size in _pieces(n, micro_batch):
+    for size in pieces(n, micro_batch):
         yield _reparametrised(flow, theory.action, size, n, generator)
 
 
@@ -191,7 +153,7 @@ def path_gradient(
     .. [2] Vaitl, Nicoli, Nakajima, Kessel, arXiv:2207.08219.
     """
     smooth = cast(SmoothTheory, theory)
-    for size in _pieces(n, micro_batch):
+    for size in pieces(n, micro_batch):
         yield _along_the_path(flow, smooth, size, n, generator)
 
 
@@ -242,7 +204,7 @@ def reinforce(flow: Flow, theory: Theory, n: int, generator: torch.Generator, mi
         raise ParameterError(
             got=f"a batch of {n}", expected="at least 2 draws: the baseline is the mean over the others", fix="raise it"
         )
-    sizes = _pieces(n, micro_batch)
+    sizes = pieces(n, micro_batch)
     if len(sizes) == 1 and not flow.reparametrised:
         with torch.no_grad():
             field = flow.draw(n, generator)
@@ -273,7 +235,7 @@ OBJECTIVES: dict[str, Objective] = {
     "reverse_kl": reverse_kl,
     "reverse_kl_autograd": reverse_kl_autograd,
 }
-"""Every objective by its name in run descriptions."""
+"""Every estimator of the reverse divergence's gradient by its name in run descriptions."""
 
 
 def choose_objective(name: str, flow: Flow, theory: Theory, n: int) -> Objective:
@@ -282,8 +244,8 @@ def choose_objective(name: str, flow: Flow, theory: Theory, n: int) -> Objective
     Parameters
     ----------
     name
-        A name in `OBJECTIVES`, or "auto": the reverse KL divergence, with the reparametrised gradient where draws and
-        action can be differentiated, else with the score-function gradient.
+        A name in `OBJECTIVES`; "continuity"; or "auto": the reverse KL divergence, with the reparametrised gradient where
+        draws and action can be differentiated, else with the score-function gradient.
     flow, theory
         What is to be trained, and for what.
     n
@@ -309,6 +271,14 @@ def choose_objective(name: str, flow: Flow, theory: Theory, n: int) -> Objective
             expected="a transport: log q at a given field, differentiated with respect to the field",
             fix='take objective = "reverse_kl"',
         )
+    if name == CONTINUITY:
+        if not isinstance(flow, InterpolatingFlow):
+            raise ParameterError(
+                got=f"objective = {name!r} for a {flow.kind!r} flow",
+                expected=f"a flow of kind {InterpolatingFlow.kind!r}: it has a velocity and a path of densities",
+                fix='take objective = "reverse_kl"',
+            )
+        return continuity
     if name == "reinforce" and n < 2:
         raise ParameterError(
             got=f"batch_size = {n} with objective = {name!r}",

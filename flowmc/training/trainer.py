@@ -24,7 +24,7 @@ from flowmc.training.compilation import check_compilable, compiled
 from flowmc.training.config import STOP_WINDOW, TrainingConfig
 from flowmc.training.forward import Samples, forward_kl
 from flowmc.training.log import TrainingLog, TrainingRecord
-from flowmc.training.objectives import Objective
+from flowmc.training.losses import Objective
 from flowmc_analysis.weights import acceptance_independence, ess_reverse
 
 __all__ = ["TrainingResult", "train"]
@@ -204,12 +204,14 @@ class _Descent:
         loss, forward_loss, log_w, log_q = 0.0, None, None, None
         if self.objective is not None:
             generator = torch_generator(config.seed, "step", step, device=flow.device)
-            parts = []
+            parts, value = [], 0.0
             for piece in self.objective(flow, flow.theory, config.batch_size, generator, config.micro_batch):
                 ((1 - weight) * piece.value).backward()  # type: ignore[no-untyped-call]
+                value += float(piece.value.detach())
                 parts.append(piece.log_w)
-            log_w = torch.cat(parts)
-            loss = (1 - weight) * -float(log_w.mean())
+            found = torch.cat(parts)
+            log_w = found if len(found) else None
+            loss = (1 - weight) * (value if log_w is None else -float(log_w.mean()))
         if self.samples is not None:
             fields = self.samples.batch(config.batch_size, config.seed, step, flow)
             parts = []

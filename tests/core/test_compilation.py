@@ -41,6 +41,12 @@ def test_flows_without_maps_are_refused(tmp_path: Path) -> None:
         train(flow, theory, replace(CONFIG, objective="reinforce", compile=True), tmp_path / "flow.safetensors")
 
 
+def test_solvers_are_refused(tmp_path: Path) -> None:
+    flow = build_flow({"kind": "interpolating"}, THEORY)
+    with pytest.raises(ParameterError, match="transport"):
+        train(flow, THEORY, replace(CONFIG, compile=True), tmp_path / "flow.safetensors")
+
+
 def test_a_machine_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ParameterError, match="no-such-compiler"):

@@ -15,7 +15,7 @@ from flowmc.flows import Flow
 from flowmc.seeds import torch_generator
 from flowmc.theories import Ising, Phi4, Theory
 from flowmc.training import OBJECTIVES, Loss, path_gradient, reinforce, reverse_kl, reverse_kl_autograd, summed_gradient
-from flowmc.training.objectives import Objective
+from flowmc.training.losses import Objective
 
 Shaken = Callable[[Mapping[str, object], Theory], Flow]
 

@@ -25,7 +25,7 @@ from flowmc.training import (
     reverse_kl_autograd,
     summed_gradient,
 )
-from flowmc.training.objectives import Objective
+from flowmc.training.losses import Objective
 from flowmc_analysis.zscores import family_p_value
 
 

@@ -25,7 +25,7 @@ from flowmc.training import (
     summed_gradient,
     train,
 )
-from flowmc.training.objectives import Objective
+from flowmc.training.losses import Objective
 from flowmc_analysis.zscores import family_p_value
 
 Shaken = Callable[[Mapping[str, object], Theory], Flow]

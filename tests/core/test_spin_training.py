@@ -16,7 +16,8 @@ from flowmc.flows import Flow, build_flow, fingerprint
 from flowmc.testing import ExactIsing
 from flowmc.theories import Ising, Theory
 from flowmc.training import TrainingConfig, TrainingFiles, train
-from flowmc.training.objectives import OBJECTIVES, Loss, reinforce
+from flowmc.training.losses import Loss
+from flowmc.training.objectives import OBJECTIVES, reinforce
 
 CRITICAL = Ising((4, 4), 0.44)
 CONFIG = TrainingConfig(

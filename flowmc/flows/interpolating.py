@@ -1,0 +1,99 @@
+"""Interpolating flows: continuous flows with networks of the whole field, trained along a path of densities.
+
+References
+----------
+.. [1] Máté, Fleuret, arXiv:2301.07388.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from flowmc.errors import ParameterError
+from flowmc.flows.base import DTYPES
+from flowmc.flows.continuous import ContinuousConfig, ContinuousFlow
+from flowmc.flows.interpolations import Interpolation, InterpolationConfig, build_interpolation
+from flowmc.flows.velocities import FieldNetworkConfig, WindowedVelocity
+from flowmc.theories import Theory
+
+__all__ = ["InterpolatingConfig", "InterpolatingFlow"]
+
+
+@dataclass(frozen=True)
+class InterpolatingConfig(ContinuousConfig):
+    """Hyper-parameters of an `InterpolatingFlow`.
+
+    Parameters
+    ----------
+    networks
+        Those of the velocity.
+    interpolation
+        The path of densities; used by the objective "continuity" only.
+    trajectory_steps
+        Steps of the trajectories on which the continuity equation is trained.
+    residual_times
+        Number of times on each trajectory at which its residual is taken, chosen at random; 0 is all of them.
+    z2
+        Whether velocity and path are exactly symmetric under φ → −φ, at twice the cost.
+
+    Raises
+    ------
+    ParameterError
+        As in `ContinuousConfig`, or if a value is out of range.
+    """
+
+    networks: FieldNetworkConfig = field(default_factory=FieldNetworkConfig)
+    interpolation: InterpolationConfig = field(default_factory=InterpolationConfig)
+    trajectory_steps: int = 20
+    residual_times: int = 0
+    z2: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kind in (("networks", FieldNetworkConfig), ("interpolation", InterpolationConfig)):
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                object.__setattr__(self, name, kind(**value))
+        if self.trajectory_steps < 1 or not 0 <= self.residual_times <= self.trajectory_steps + 1:
+            raise ParameterError(
+                got=f"trajectory_steps = {self.trajectory_steps}, residual_times = {self.residual_times}",
+                expected="at least one step, and at most one time more than steps",
+                fix="correct the values",
+            )
+
+
+class InterpolatingFlow(ContinuousFlow):
+    """A continuous flow whose velocity and path of densities are networks of the whole field.
+
+    Parameters
+    ----------
+    theory
+        The theory of a real field.
+    config
+        Hyper-parameters.
+
+    Raises
+    ------
+    ParameterError
+        As for `ContinuousFlow`.
+    """
+
+    kind: ClassVar[str] = "interpolating"
+    Config: ClassVar[type] = InterpolatingConfig
+    config: InterpolatingConfig
+    interpolation: Interpolation
+
+    def __init__(self, theory: Theory, config: InterpolatingConfig) -> None:
+        super().__init__(theory, config)
+        self.velocity = WindowedVelocity(config.networks, theory.shape, odd=config.z2)
+        self.interpolation = build_interpolation(config.interpolation, theory.shape, even=config.z2)
+        self.interpolation.check(self.base, theory)
+        self.to(DTYPES[config.dtype])
+
+    def density_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield all weights but those of the path, along which the flow was trained: it is no part of the map."""
+        return ((name, weight) for name, weight in self.named_parameters() if not name.startswith("interpolation."))

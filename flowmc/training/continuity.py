@@ -1,0 +1,79 @@
+"""The continuity equation as an objective: a velocity is trained from an energy alone, without back-propagation in time.
+
+Along trajectories of the present velocity, which are not differentiated, the residual E(t, φ) of the continuity equation
+(`flowmc.flows.interpolations`) is made small at every time,
+
+    L = mean over times and trajectories of |E| + E²,
+
+in velocity, path and C(t) together. It vanishes if and only if the flow carries the base to the target; where the flow
+goes, it is tested, and the path decides what it meets there. No divergence between densities is minimised, so that a
+mode which the flow has not found is not an advantage.
+
+References
+----------
+.. [1] Máté, Fleuret, arXiv:2301.07388.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from flowmc.flows import Flow, InterpolatingFlow
+from flowmc.theories import SmoothTheory, Theory
+from flowmc.training.losses import Loss, pieces
+
+__all__ = ["CONTINUITY", "continuity", "residual"]
+
+CONTINUITY = "continuity"
+"""Name of the objective in run descriptions."""
+
+
+def residual(flow: InterpolatingFlow, theory: SmoothTheory, time: Tensor, field: Tensor) -> Tensor:
+    """Return the residual E of the continuity equation, in nats per unit of time.
+
+    Parameters
+    ----------
+    flow
+        The flow.
+    theory
+        The target, at whose action the path ends.
+    time
+        Times in [0, 1], (n,).
+    field
+        Fields, flat, (n, V).
+    """
+    value, divergence = flow.velocity.prepare().with_divergence(time, field)
+    point = flow.interpolation.at(time, field, flow.base, theory)
+    transported = (point.gradient * value).sum(1)
+    total: Tensor = point.rate + transported - divergence + flow.interpolation.rate_of_log_z(time)
+    return total
+
+
+def continuity(flow: Flow, theory: Theory, n: int, generator: torch.Generator, micro_batch: int = 0) -> Iterator[Loss]:
+    """Yield the mean of |E| + E² on trajectories of the flow; parameters as for `flowmc.training.reverse_kl`."""
+    interpolating, smooth = cast(InterpolatingFlow, flow), cast(SmoothTheory, theory)
+    for size in pieces(n, micro_batch):
+        yield _on_trajectories(interpolating, smooth, size, n, generator)
+
+
+def _on_trajectories(
+    flow: InterpolatingFlow, theory: SmoothTheory, size: int, n: int, generator: torch.Generator
+) -> Loss:
+    steps = flow.config.trajectory_steps
+    with torch.no_grad():
+        latent = flow.base.draw(size, generator)
+        points = list(flow.trajectory(latent, steps))
+        times = latent.new_tensor([time for time, _ in points])
+        fields = torch.stack([field.flatten(1) for _, field in points])
+        if flow.config.residual_times:
+            chosen = torch.randperm(len(points), generator=generator, device=latent.device)[
+                : flow.config.residual_times
+            ]
+            times, fields = times[chosen], fields[chosen]
+    found = residual(flow, theory, times.repeat_interleave(size), fields.flatten(0, 1))
+    value = (found.abs() + found * found).sum(dtype=torch.float64) / (n * len(times))
+    return Loss(value, value.new_empty(0))
