@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -356,6 +356,7 @@ def _choose(section: str, selector: str, table: Mapping[str, Any], known: Mappin
 
 def _section(section: str, table: Mapping[str, Any], kind: type[Parsed], extra: Iterable[str] = ()) -> Parsed:
     _refuse_unknown("key", f"[{section}]", table, [*(item.name for item in fields(kind)), *extra])  # type: ignore[arg-type]
+    _refuse_unknown_below(section, table, kind)
     try:
         # Through JSON: strict validation then still takes a table for a dataclass and an array for a tuple.
         return TypeAdapter(kind).validate_json(json.dumps(dict(table), default=str), strict=True)
@@ -373,6 +374,16 @@ def _section(section: str, table: Mapping[str, Any], kind: type[Parsed], extra: 
             expected=expected[0].lower() + expected[1:],
             fix=f"correct `{key}` in [{section}]",
         ) from error
+
+
+def _refuse_unknown_below(section: str, table: Mapping[str, Any], kind: type[Any]) -> None:
+    """Refuse unknown keys in the tables of a section whose values become dataclasses themselves."""
+    hints = get_type_hints(kind)
+    for name, value in table.items():
+        inner = hints.get(name)
+        if isinstance(value, Mapping) and isinstance(inner, type) and is_dataclass(inner):
+            _refuse_unknown("key", f"[{section}.{name}]", value, [item.name for item in fields(inner)])
+            _refuse_unknown_below(f"{section}.{name}", value, inner)
 
 
 def _refuse_unknown(what: str, where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:

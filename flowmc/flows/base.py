@@ -16,10 +16,19 @@ from torch import Tensor
 from flowmc.errors import TheoryMismatchError
 from flowmc.theories import FieldSpace, RealSpace, Theory
 
-__all__ = ["DTYPES", "BaseDensity", "Flow", "TransportFlow"]
+__all__ = ["DTYPES", "LARGEST_BOUND", "BaseDensity", "Flow", "TransportFlow"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 """Types in which networks run, by their names in run descriptions."""
+
+
+LARGEST_BOUND = 0.1
+"""Largest error of log q, in nats, that a flow or another proposal may state.
+
+With log q off by δ(φ), |δ| ≤ b, a chain of its proposals samples exp(−S + δ): to first order, averages are off by up to b
+standard deviations of their observable, and ln Z by up to b. A tenth is what a hundred independent configurations
+resolve; a larger error is no correction to a simulation but spoils it.
+"""
 
 
 class Flow(torch.nn.Module, abc.ABC):

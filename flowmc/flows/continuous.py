@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from flowmc.errors import ParameterError
-from flowmc.flows.base import DTYPES, BaseDensity, TransportFlow
+from flowmc.flows.base import DTYPES, LARGEST_BOUND, BaseDensity, TransportFlow
 from flowmc.flows.densities import FreeFieldDensity, GeneralisedGaussianDensity
 from flowmc.flows.integrators import choose_integrator, runge_kutta_step
 from flowmc.flows.velocities import Velocity, VelocityField
@@ -79,10 +79,10 @@ class ContinuousConfig:
                 raise ParameterError(
                     got=f"{name} = {getattr(self, name)!r}", expected=f"one of {list(known)}", fix=f"correct `{name}`"
                 )
-        if self.steps < 1 or not 0 < self.log_q_bound < inf:
+        if self.steps < 1 or not 0 < self.log_q_bound <= LARGEST_BOUND:
             raise ParameterError(
                 got=f"steps = {self.steps}, log_q_bound = {self.log_q_bound}",
-                expected="at least one step, and a finite bound above zero",
+                expected=f"at least one step, and a bound above zero, of at most {LARGEST_BOUND} nats",
                 fix="correct the value",
             )
         if self.base_mass != MATCHED and (isinstance(self.base_mass, str) or not 0 < self.base_mass < inf):
@@ -149,7 +149,7 @@ class ContinuousFlow(TransportFlow):
         velocity, steps = self.velocity.prepare(), self.config.steps
         move = self._integrator.inverse_step if backwards else self._integrator.step
         size = 1 / steps
-        flat = field.reshape(len(field), -1)
+        flat = field.flatten(1)
         log_det = torch.zeros(len(field), dtype=torch.float64, device=field.device)
         for number in reversed(range(steps)) if backwards else range(steps):
             if self.config.checkpointed and torch.is_grad_enabled():
@@ -176,7 +176,7 @@ class ContinuousFlow(TransportFlow):
         t = 0, 1/steps, ..., 1 and the fields there, (n, *shape).
         """
         velocity: Velocity = self.velocity.prepare()
-        flat = latent.reshape(len(latent), -1)
+        flat = latent.flatten(1)
         yield 0.0, latent
         for number in range(steps):
             flat = runge_kutta_step(velocity, number / steps, 1 / steps, flat)

@@ -8,13 +8,13 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 
 from flowmc.errors import ParameterError
-from flowmc.flows.base import DTYPES
+from flowmc.flows.base import DTYPES, Flow
 from flowmc.flows.continuous import ContinuousConfig, ContinuousFlow
 from flowmc.flows.interpolations import Interpolation, InterpolationConfig, build_interpolation
 from flowmc.flows.velocities import FieldNetworkConfig, WindowedVelocity
@@ -93,6 +93,24 @@ class InterpolatingFlow(ContinuousFlow):
         self.interpolation = build_interpolation(config.interpolation, theory.shape, even=config.z2)
         self.interpolation.check(self.base, theory)
         self.to(DTYPES[config.dtype])
+
+    def _transferable(self, other: Flow) -> dict[str, torch.nn.Parameter]:
+        """Return the weights that mean the same: those of convolutions on all lattices, others on the same one only."""
+        if not isinstance(other, InterpolatingFlow):
+            return {}
+        own, given = self.config, other.config
+        same_path = own.interpolation.kind == given.interpolation.kind
+        parts = {"velocity.": (own.networks, given.networks)}
+        if same_path:
+            parts["interpolation.layers."] = (own.interpolation.networks, given.interpolation.networks)
+        fitting = ["interpolation.log_z_rate."] if same_path else []
+        for prefix, (mine, theirs) in parts.items():
+            convolutional = mine.network == "convolutional" and len(self.shape) == len(other.shape)
+            # The same in all but widths, which the shapes of the weights tell.
+            alike = replace(mine, hidden=theirs.hidden) == theirs
+            if alike and (convolutional or self.shape == other.shape):
+                fitting.append(prefix)
+        return {name: weight for name, weight in self.named_parameters() if name.startswith(tuple(fitting))}
 
     def density_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Yield all weights but those of the path, along which the flow was trained: it is no part of the map."""

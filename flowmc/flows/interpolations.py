@@ -210,7 +210,7 @@ class DiffusionInterpolation(Interpolation):
             raise ParameterError(
                 got=f'interpolation "diffusion" for the theory {theory.name!r}',
                 expected="a Gaussian mixture over a Gaussian base: else its densities are not known in closed form",
-                fix='take the kind "learned"',
+                fix='take the kind "learned"; of a mixture, leave out `annealing`',
             )
         return theory, base
 

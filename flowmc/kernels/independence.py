@@ -247,7 +247,8 @@ class FlowProposals(FixedMember):
             raise NonFiniteError(
                 got=f"log q = {log_q[bad][0]} at the current state of {int(bad.sum())} of {log_q.size} chains",
                 expected="a number, or -inf where the flow's density vanishes",
-                fix="certify the flow; its inverse pass breaks down on these configurations",
+                fix="certify the flow; its inverse pass breaks down on these configurations (a continuous flow may "
+                "need more `steps`)",
             )
         return log_q
 

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.errors import CertificateError
+from flowmc.flows.base import LARGEST_BOUND
 from flowmc.proposals.base import BlockProposal, Proposal, ProposalMetadata, TransportProposal
 from flowmc.proposals.blocks import measure_blocks
 from flowmc.proposals.closure import CLOSURES, ENUMERATED_SITES, Identity, total_probability
@@ -38,14 +39,6 @@ from flowmc.seeds import fold
 from flowmc.theories import SPACES
 
 __all__ = ["LARGEST_BOUND", "Certificate", "Check", "certify"]
-
-LARGEST_BOUND = 0.1
-"""Largest error of log q, in nats, that a proposal may state.
-
-With log q off by δ(φ), |δ| ≤ b, a chain of its proposals samples exp(−S + δ): to first order, averages are off by up to b
-standard deviations of their observable, and ln Z by up to b. A tenth is what a hundred independent configurations
-resolve; a larger error is no correction to a simulation but spoils it.
-"""
 
 JACOBIAN = "log-determinant against the full Jacobian"
 JACOBIAN_VOLUME = 4096

@@ -176,6 +176,12 @@ class TrainingConfig:
                 expected="a reverse objective to mix with the forward one",
                 fix="leave out `forward_weight`, or choose another objective",
             )
+        if self.forward_weight and self.objective == CONTINUITY:
+            raise ParameterError(
+                got=f'forward_weight = {self.forward_weight} with objective = "{CONTINUITY}"',
+                expected="a reverse divergence to mix with the forward one: the residual is no divergence",
+                fix="leave out `forward_weight`; a flow that was trained so can be the `start_from` of a mixed training",
+            )
         if self.samples:
             self.require_samples(given=True)
         if self.annealing and self.weight_of_samples:

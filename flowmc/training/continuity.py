@@ -5,9 +5,9 @@ Along trajectories of the present velocity, which are not differentiated, the re
 
     L = mean over times and trajectories of |E| + E²,
 
-in velocity, path and C(t) together. It vanishes if and only if the flow carries the base to the target; where the flow
-goes, it is tested, and the path decides what it meets there. No divergence between densities is minimised, so that a
-mode which the flow has not found is not an advantage.
+in velocity, path and C(t) together. If E vanishes everywhere, the flow carries the base to the target. It is only tested
+where the flow goes, so that a small loss by itself does not show that no mode was missed; but no divergence between
+densities is minimised, and to leave a mode out is no gain in itself, as it is for the reverse one.
 
 References
 ----------

@@ -186,7 +186,7 @@ class _Batch(NamedTuple):
             if values is not None:
                 bad = int((~torch.isfinite(values)).sum())
                 found.append(f"{what} is not finite for {bad} of {len(values)} {where}")
-        return "; ".join(found)
+        return "; ".join(found) or "the residual of the continuity equation is not finite somewhere on a trajectory"
 
 
 @dataclass(frozen=True)

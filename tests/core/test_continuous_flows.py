@@ -106,6 +106,52 @@ class TestGradients:
                 weight.add_(0.1)
         assert np.abs(summed_gradient(flow, objective(flow, theory, 20, torch_generator(1), 0))).max() > 1e-3
 
+    @pytest.mark.parametrize("integrator", INTEGRATORS)
+    @pytest.mark.parametrize("large", [False, True])
+    def test_log_prob_has_the_same_gradient_in_both_precisions(
+        self, integrator: str, large: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A first guess that is right to the rounding of float32 must not end the derivatives there.
+        if large:
+            for module in ("base", "runge_kutta"):
+                monkeypatch.setattr(f"flowmc.flows.integrators.{module}.DIFFERENTIABLE_VOLUME", 1)
+        gradients = []
+        for dtype in (torch.float64, torch.float32):
+            flow = shaken({**SMALL, "integrator": integrator, "steps": 10}).to(dtype)
+            field = torch.randn((16, 4), generator=torch_generator(1), dtype=torch.float64).to(dtype).requires_grad_()
+            weights = [weight for _, weight in flow.density_parameters()]
+            found = torch.autograd.grad(flow.log_prob(field).sum(), [field, *weights])
+            gradients.append(torch.cat([part.flatten().double() for part in found]))
+        assert torch.linalg.norm(gradients[1] - gradients[0]) < 1e-4 * torch.linalg.norm(gradients[0])
+
+
+class TestWeightsTakenOver:
+    def test_convolutions_serve_all_lattices_and_others_their_own(self) -> None:
+        networks = {"network": "convolutional", "hidden": [3, 2], "radius": 1, "windows": 2}
+        found = {}
+        for kind, given, own in (
+            ("convolutional", WELL, DoubleWell(6, 4.0, 1.5)),
+            ("fully_connected", WELL, DoubleWell(6, 4.0, 1.5)),
+            ("fully_connected", WELL, DoubleWell(4, 4.0, 3.0)),
+        ):
+            description = {**SMALL, "networks": {**networks, "network": kind}}
+            one, other = shaken(description, given), build_flow(description, own)
+            found[kind, own.n_sites] = {name.split(".")[0] for name in other.start_from(one)}
+        assert found == {
+            ("convolutional", 6): {"velocity", "interpolation"},
+            ("fully_connected", 6): {"interpolation"},
+            ("fully_connected", 4): {"velocity", "interpolation"},
+        }
+
+    def test_another_path_or_reach_is_not_taken(self) -> None:
+        networks = {"network": "convolutional", "hidden": [3, 2], "radius": 2, "windows": 2}
+        one = shaken({**SMALL, "networks": networks})
+        other = build_flow(
+            {**SMALL, "networks": {**networks, "radius": 1}, "interpolation": {"kind": "linear"}},
+            Phi4((2, 2), m2=-4.0, lam=8.0),
+        )
+        assert other.start_from(one) == []
+
 
 class TestTrajectory:
     def test_ends_are_base_and_draw(self) -> None:
@@ -241,6 +287,7 @@ class TestConfig:
             {"integrator": "dopri5"},
             {"steps": 0},
             {"log_q_bound": 0.0},
+            {"log_q_bound": 5.0},
             {"trajectory_steps": 0},
             {"residual_times": 30},
             {"dtype": "float16"},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmc.errors import ParameterError
 from flowmc.flows.integrators import ADAPTIVE, INTEGRATORS, Integrator, choose_integrator
-from flowmc.flows.integrators.base import newton
+from flowmc.flows.integrators.base import attach, newton, relax
 from flowmc.flows.velocities import FieldNetworkConfig, Velocity, WindowedVelocity
 from flowmc.seeds import torch_generator
 
@@ -163,7 +163,7 @@ class _Prepared(torch.nn.Module):
         return self.networks.prepare()
 
 
-@pytest.mark.parametrize("name", ["midpoint", "midpoint_trace", "splitting"])
+@pytest.mark.parametrize("name", ["midpoint", "splitting"])
 def test_a_step_too_long_is_not_a_number_and_not_wrong(name: str) -> None:
     # One site is braked by more than implicit steps of this size can follow: they would turn it around.
     brake = Linear(torch.diag(torch.tensor([-40.0, 0.0, 0.0, 0.0], dtype=torch.float64)))
@@ -174,13 +174,32 @@ def test_a_step_too_long_is_not_a_number_and_not_wrong(name: str) -> None:
 
 
 def test_a_row_that_fails_leaves_the_others_alone() -> None:
-    def residual(at: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def residual(at: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         # x² = c, of which the second row has no solution.
-        return at**2 - torch.tensor([[2.0], [-1.0]], dtype=torch.float64), lambda value: value / (2 * at)
+        return at**2 - torch.tensor([[2.0], [-1.0]], dtype=torch.float64)[rows], lambda value: value / (2 * at)
 
     found = newton(residual, torch.tensor([[1.0], [0.7]], dtype=torch.float64))
     assert float(found[0, 0]) == pytest.approx(2**0.5, abs=1e-14)
     assert torch.isnan(found[1, 0])
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.95, -3.0])
+def test_what_relaxation_does_not_solve_goes_to_newton(rate: float) -> None:
+    # x = r x + c, row by row: quick, slow, and no contraction at all.
+    constant = torch.tensor([[1.0, -2.0], [0.0, 3.0]], dtype=torch.float64, requires_grad=True)
+
+    def update(at: Tensor, rows: Tensor) -> Tensor:
+        return rate * at + constant[rows]
+
+    def residual(at: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return at - update(at, rows), lambda value: value / (1 - rate)
+
+    found, updates = relax(update, residual, torch.zeros_like(constant))
+    torch.testing.assert_close(found, constant.detach() / (1 - rate), rtol=0, atol=1e-12)
+    attached = attach(update, residual, found, updates)
+    torch.testing.assert_close(attached, found)
+    (slope,) = torch.autograd.grad(attached.sum(), constant)
+    torch.testing.assert_close(slope, torch.full_like(slope, 1 / (1 - rate)))
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)

@@ -44,6 +44,6 @@ def choose_integrator(name: str, sites: int) -> Integrator:
         raise ParameterError(
             got=f"integrator = {name!r} for {sites} sites",
             expected=f"at most {integrator.largest_volume}: each step takes determinants of {sites} x {sites} matrices",
-            fix='take "splitting" (exact), or "rk4_trace" with a bound on its error',
+            fix='take "rk4_trace" with a bound on its error, or "splitting" (exact, slow where each site is a colour)',
         )
     return integrator

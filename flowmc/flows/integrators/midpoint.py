@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmc.flows.integrators.base import Integrator, Solve, at_time, log_abs_det, newton, relax
+from flowmc.flows.integrators.base import Integrator, Solve, at_time, attach, log_abs_det, relax
 from flowmc.flows.velocities import Velocity
 
 __all__ = ["Midpoint", "MidpointTrace"]
@@ -25,28 +25,31 @@ class Midpoint(Integrator):
 
     def step(self, velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:
         """Return the field after the step and log|det|."""
+        value, matrix = velocity.with_jacobian(*_middle(velocity, time, size, field))
         one = torch.eye(field.shape[1], dtype=field.dtype, device=field.device)
-        when = at_time(time + 0.5 * size, field)
-        start = field.detach()
-
-        def residual(middle: Tensor) -> tuple[Tensor, Solve]:
-            value, matrix = velocity.with_jacobian(when, middle)
-            return middle - start - 0.5 * size * value, lambda rest: torch.linalg.solve(one - 0.5 * size * matrix, rest)
-
-        with torch.no_grad():
-            middle = newton(residual, start + 0.5 * size * velocity(when, start))
-        if torch.is_grad_enabled():
-            # One more of Newton's steps, with a graph: its derivatives are those of the solution.
-            value, matrix = velocity.with_jacobian(when, middle)
-            rest = middle - field - 0.5 * size * value
-            middle = middle - torch.linalg.solve((one - 0.5 * size * matrix).detach(), rest)
-        value, matrix = velocity.with_jacobian(when, middle)
         log_det = log_abs_det(one + 0.5 * size * matrix) - log_abs_det(one - 0.5 * size * matrix)
         return field + size * value, log_det
 
     def inverse_step(self, velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:
         """Return the field before the step and log|det| of the inverse."""
         return self.step(velocity, time + size, -size, field)
+
+
+def _middle(velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the time of the midpoint, and x + h V/2 there."""
+    when = at_time(time + 0.5 * size, field)
+    one = torch.eye(field.shape[1], dtype=field.dtype, device=field.device)
+
+    def update(middle: Tensor, rows: Tensor) -> Tensor:
+        return field[rows] + 0.5 * size * velocity(when, middle)
+
+    def residual(middle: Tensor, rows: Tensor) -> tuple[Tensor, Solve]:
+        value, matrix = velocity.with_jacobian(when, middle)
+        slope = (one - 0.5 * size * matrix).detach()
+        return middle - field[rows] - 0.5 * size * value, lambda rest: torch.linalg.solve(slope, rest)
+
+    found, updates = relax(update, residual, field.detach())
+    return when, attach(update, residual, found, updates) if torch.is_grad_enabled() else found
 
 
 class MidpointTrace(Integrator):
@@ -57,9 +60,7 @@ class MidpointTrace(Integrator):
 
     def step(self, velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:
         """Return the field after the step and h times the divergence at the midpoint."""
-        when = at_time(time + 0.5 * size, field)
-        middle = relax(lambda guess: field + 0.5 * size * velocity(when, guess), field.detach())
-        value, trace = velocity.with_divergence(when, middle)
+        value, trace = velocity.with_divergence(*_middle(velocity, time, size, field))
         return field + size * value, size * trace
 
     def inverse_step(self, velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:

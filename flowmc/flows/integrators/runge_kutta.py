@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmc.flows.integrators.base import Integrator, Solve, at_time, log_abs_det, newton, relax
+from flowmc.flows.integrators.base import DIFFERENTIABLE_VOLUME, Integrator, Solve, at_time, attach, log_abs_det, relax
 from flowmc.flows.velocities import Velocity
 
 __all__ = ["RungeKutta", "RungeKuttaTrace", "runge_kutta_step"]
@@ -44,40 +44,58 @@ class RungeKutta(Integrator):
 
     def step(self, velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:
         """Return the field after the step and log|det|."""
-        new, matrix = self._with_jacobian(velocity, time, size, field)
+        new, matrix = _step_with_jacobian(velocity, time, size, field)
         return new, log_abs_det(matrix)
 
     def inverse_step(self, velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:
         """Return the field before the step and log|det| of the inverse."""
-        target = field.detach()
-
-        def residual(guess: Tensor) -> tuple[Tensor, Solve]:
-            new, matrix = self._with_jacobian(velocity, time, size, guess)
-            return new - target, lambda value: torch.linalg.solve(matrix, value)
-
-        with torch.no_grad():
-            guess = runge_kutta_step(velocity, time + size, -size, target)
-            found = newton(residual, guess)
-        if torch.is_grad_enabled():
-            # One more of Newton's steps, with a graph: its derivatives are those of the inverse.
-            new, matrix = self._with_jacobian(velocity, time, size, found)
-            found = found - torch.linalg.solve(matrix.detach(), new - field)
-        _, matrix = self._with_jacobian(velocity, time, size, found)
+        found = _before(velocity, time, size, field)
+        _, matrix = _step_with_jacobian(velocity, time, size, found)
         return found, -log_abs_det(matrix)
 
-    @staticmethod
-    def _with_jacobian(velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:
-        start, middle, end = (at_time(time + part * size, field) for part in (0, 0.5, 1))
-        first, first_slope = velocity.with_jacobian(start, field)
-        second, slope = velocity.with_jacobian(middle, field + 0.5 * size * first)
-        second_slope = slope + 0.5 * size * slope @ first_slope
-        third, slope = velocity.with_jacobian(middle, field + 0.5 * size * second)
-        third_slope = slope + 0.5 * size * slope @ second_slope
-        fourth, slope = velocity.with_jacobian(end, field + size * third)
-        fourth_slope = slope + size * slope @ third_slope
-        matrix = size / 6 * (first_slope + 2 * second_slope + 2 * third_slope + fourth_slope)
-        new = field + size / 6 * (first + 2 * second + 2 * third + fourth)
-        return new, matrix + torch.eye(field.shape[1], dtype=field.dtype, device=field.device)
+
+def _before(velocity: Velocity, time: float, size: float, field: Tensor) -> Tensor:
+    """Return the field that a step carries to the given one."""
+
+    def update(before: Tensor, rows: Tensor) -> Tensor:
+        return field[rows] - size * _mean_velocity(velocity, time, size, before)
+
+    def residual(before: Tensor, rows: Tensor) -> tuple[Tensor, Solve]:
+        after, matrix = _step_with_jacobian(velocity, time, size, before)
+        return after - field[rows], lambda value: torch.linalg.solve(matrix.detach(), value)
+
+    if field.shape[1] > DIFFERENTIABLE_VOLUME:
+        if not torch.is_grad_enabled():
+            return relax(update, residual, runge_kutta_step(velocity, time + size, -size, field))[0]
+        # Not from the good guess: its few updates would not be enough for derivatives.
+        found, updates = relax(update, residual, field.detach())
+        return attach(update, residual, found, updates)
+    with torch.no_grad():
+        guess = runge_kutta_step(velocity, time + size, -size, field)
+        _, matrix = _step_with_jacobian(velocity, time, size, guess)
+        inverse: Tensor = torch.linalg.inv_ex(matrix).inverse
+
+        def chord(before: Tensor, rows: Tensor) -> Tensor:
+            # Newton's method with the matrix of the first guess: later ones cost more than the iterations they save.
+            rest = runge_kutta_step(velocity, time, size, before) - field[rows]
+            return before - (inverse[rows] @ rest.unsqueeze(2)).squeeze(2)
+
+        found, updates = relax(chord, residual, guess)
+    return attach(update, residual, found, updates) if torch.is_grad_enabled() else found
+
+
+def _step_with_jacobian(velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:
+    start, middle, end = (at_time(time + part * size, field) for part in (0, 0.5, 1))
+    first, first_slope = velocity.with_jacobian(start, field)
+    second, slope = velocity.with_jacobian(middle, field + 0.5 * size * first)
+    second_slope = slope + 0.5 * size * slope @ first_slope
+    third, slope = velocity.with_jacobian(middle, field + 0.5 * size * second)
+    third_slope = slope + 0.5 * size * slope @ second_slope
+    fourth, slope = velocity.with_jacobian(end, field + size * third)
+    fourth_slope = slope + size * slope @ third_slope
+    matrix = size / 6 * (first_slope + 2 * second_slope + 2 * third_slope + fourth_slope)
+    new = field + size / 6 * (first + 2 * second + 2 * third + fourth)
+    return new, matrix + torch.eye(field.shape[1], dtype=field.dtype, device=field.device)
 
 
 class RungeKuttaTrace(Integrator):
@@ -98,8 +116,6 @@ class RungeKuttaTrace(Integrator):
 
     def inverse_step(self, velocity: Velocity, time: float, size: float, field: Tensor) -> tuple[Tensor, Tensor]:
         """Return the field before the step and minus the integral of the divergence from there."""
-        with torch.no_grad():
-            guess = runge_kutta_step(velocity, time + size, -size, field)
-        found = relax(lambda before: field - size * _mean_velocity(velocity, time, size, before), guess)
+        found = _before(velocity, time, size, field)
         _, trace = self.step(velocity, time, size, found)
         return found, -trace
