@@ -20,10 +20,11 @@ from typing import Any
 
 from benchmarks.broken_phase_figures import draw_modes, draw_traces
 from benchmarks.broken_phase_flows import FREE, LABELS, THEORY, broken_flows, folder_of, make_samples
-from benchmarks.broken_phase_modes import BRIDGE, FlowQuality, measure_flow, sign_of, target_samples
+from benchmarks.broken_phase_modes import BRIDGE, FlowQuality, measure_flow, target_samples
 from benchmarks.claims import Claim, parser, write_claims
 from benchmarks.ising import show
 from benchmarks.kept import KeptEnsemble, KeptFlow
+from benchmarks.signs import sign_of
 from benchmarks.trivializing_reference import ReferenceLogZ, log_z_by_integration
 from flowmc_analysis.ensemble import EnsembleAnalysis
 from flowmc_analysis.estimate import Estimate

@@ -1,9 +1,8 @@
-"""What is measured of two modes: the sign of the magnetisation along chains, and the share of each mode in flow draws."""
+"""What is measured of two modes: the share of each in flow draws, and what these are worth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -12,56 +11,18 @@ from numpy.typing import NDArray
 
 from flowmc.flows import load_flow
 from flowmc.seeds import torch_generator
-from flowmc_analysis import gamma_method
-from flowmc_analysis.ensemble import EnsembleAnalysis
 from flowmc_analysis.estimate import Estimate
 from flowmc_analysis.free_energy import log_partition_function, log_partition_function_variational
 from flowmc_analysis.unseen import unseen_states
 from flowmc_analysis.weights import acceptance_independence, ess_forward, ess_reverse
 from flowmc_ensembles import Ensemble
 
-__all__ = ["BRIDGE", "FlowQuality", "Sign", "measure_flow", "sign_of", "target_samples"]
+__all__ = ["BRIDGE", "FlowQuality", "measure_flow", "target_samples"]
 
 BRIDGE = 0.3
 """Between the modes is where |m| is below this."""
-FEWEST_CHANGES = 20
-"""An autocorrelation time that rests on fewer tunnellings is not stated."""
 THINNED = 20
 CHUNK = 1024
-
-
-@dataclass(frozen=True)
-class Sign:
-    """The sign of the magnetisation along the chains of a run."""
-
-    estimate: Estimate
-    changes: int
-    trajectories: int
-    """Stored cycles of all chains."""
-
-    @property
-    def known(self) -> bool:
-        """Whether the autocorrelation time rests on enough changes of the sign."""
-        return self.changes >= FEWEST_CHANGES and isfinite(self.estimate.tau_int)
-
-    @property
-    def tau_text(self) -> str:
-        """The autocorrelation time, or a bound of it where the sign hardly changes.
-
-        A chain that flips with the rate r has tau_int = 1 / (2 r). With no flip in N cycles r < 3 / N at 95 %.
-        """
-        if self.known:
-            return f"{self.estimate.tau_int:.3g} ± {self.estimate.tau_int_error:.1g}"
-        # Poisson: 95 % upper limits of the mean for 0 events, and roughly for a few.
-        largest = 3.0 if self.changes == 0 else self.changes + 2 * self.changes**0.5 + 2
-        return f"> {self.trajectories / (2 * largest):.2g} (95 %)"
-
-
-def sign_of(analysis: EnsembleAnalysis) -> Sign:
-    """Measure the sign of the magnetisation of a run."""
-    sign = np.sign(analysis.series["magnetisation"])
-    changes = int(np.count_nonzero(np.diff(sign, axis=1)))
-    return Sign(gamma_method(sign).estimate, changes, sign.size)
 
 
 def target_samples(path: Path) -> NDArray[np.float64]:

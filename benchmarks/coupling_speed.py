@@ -31,6 +31,7 @@ from torch import Tensor
 
 from benchmarks.claims import Claim, parser, write_claims
 from benchmarks.coupling_peers import CASES, Case, Contender, build_flow, conditioners, contenders, reverse_kl_loss
+from benchmarks.measuring import INFORMATIVE, Timing, ratio_claim, take_turns
 from flowmc.flows import DTYPES, CouplingFlow
 from flowmc.seeds import torch_generator
 from flowmc.theories import Phi4
@@ -38,7 +39,6 @@ from flowmc.theories import Phi4
 TARGET = 1.5
 # Largest deviation of the losses, relative to the loss itself.
 TOLERANCE = {"float64": 1e-8, "float32": 1e-3}
-INFORMATIVE = "informative"
 
 
 class Size(NamedTuple):
@@ -60,42 +60,6 @@ class Size(NamedTuple):
 
 FULL = Size((8, 12, 16), (8, 16), (CASES[0], CASES[-1]), 4, 512, 11, 0.12, 50)
 QUICK = Size((8,), (8,), CASES[:1], 1, 128, 5, 0.02, 10)
-
-
-class Timing(NamedTuple):
-    """Seconds of one call, in each turn: processor time and wall clock."""
-
-    cpu: list[float]
-    wall: list[float]
-
-
-def take_turns(calls: Mapping[str, Callable[[], object]], size: Size) -> dict[str, Timing]:
-    """Time functions one after the other, again and again."""
-    found = {name: Timing([], []) for name in calls}
-    numbers = {}
-    for name, call in calls.items():
-        call()
-        began = time.perf_counter()
-        call()
-        numbers[name] = 1 + int(size.seconds / (time.perf_counter() - began))
-    for _ in range(size.turns):
-        for name, call in calls.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            for _ in range(numbers[name]):
-                call()
-            found[name].cpu.append((time.process_time() - cpu) / numbers[name])
-            found[name].wall.append((time.perf_counter() - wall) / numbers[name])
-    return found
-
-
-def ratio_claim(name: str, above: Timing, below: Timing, target: float | None = None, note: str = "") -> Claim:
-    """Return the median ratio of two timings, turn by turn."""
-    ratios = [a / b for a, b in zip(above.cpu, below.cpu, strict=True)]
-    wall = median(a / b for a, b in zip(above.wall, below.wall, strict=True))
-    value = median(ratios)
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} turns; wall clock {wall:.2f}{note}"
-    wanted = INFORMATIVE if target is None else f">= {target:g}"
-    return Claim(name, value, spread, wanted, "", target is None or value >= target)
 
 
 def milliseconds(name: str, timing: Timing) -> Claim:
@@ -170,12 +134,12 @@ def peer_claims(case: Case, extent: int, size: Size) -> list[Claim]:
     """Compare training steps and drawing with the peers'."""
     made = contenders(case, extent, size.repeat, "float32")
     steps = {one.name: stepper(one.loss, one.weights, size.batch) for one in made}
-    claims = _compared(f"training step, {case.name}, L = {extent}", take_turns(steps, size))
+    claims = _compared(f"training step, {case.name}, L = {extent}", take_turns(steps, size.turns, size.seconds))
     frozen = contenders(case, extent, size.repeat, "float32")
     for one in frozen:
         one.module.requires_grad_(False)
     draws = {one.name: drawer(one.sample, size.batch) for one in frozen}
-    return claims + _compared(f"drawing, {case.name}, L = {extent}", take_turns(draws, size))
+    return claims + _compared(f"drawing, {case.name}, L = {extent}", take_turns(draws, size.turns, size.seconds))
 
 
 def _compared(what: str, found: Mapping[str, Timing]) -> list[Claim]:
@@ -195,7 +159,7 @@ def objective_claims(case: Case, extent: int, size: Size) -> list[Claim]:
         weights = [weight for weight in flow.parameters() if weight.requires_grad]
         loss = reverse_kl_loss(flow, theory, torch_generator(1, "draws"), objective)
         steps[objective] = stepper(loss, weights, size.batch)
-    found = take_turns(steps, size)
+    found = take_turns(steps, size.turns, size.seconds)
     where = f"{case.name}, L = {extent}"
     return [
         ratio_claim(f"step, {where}: {objective} / reverse_kl", found[objective], found["reverse_kl"])
@@ -237,7 +201,7 @@ def compile_claims(case: Case, extent: int, size: Size) -> list[Claim]:
             claims.append(Claim(f"{name}: failed", 0.0, str(error).splitlines()[0], INFORMATIVE, "", holds=True))
             continue
         seconds = time.perf_counter() - began
-        found = take_turns(calls, size)
+        found = take_turns(calls, size.turns, size.seconds)
         saved = median(found["plain"].wall) - median(found["compiled"].wall)
         worth = f"; won back after {seconds / saved:.0f} calls" if saved > 0 else "; never won back"
         claims.append(ratio_claim(f"{name}: plain / compiled", found["plain"], found["compiled"]))
@@ -282,7 +246,7 @@ def split_claims(case: Case, extent: int, size: Size) -> list[Claim]:
         "optimiser": optimise,
     }
     networks()
-    found = take_turns({"step": step, **parts}, size)
+    found = take_turns({"step": step, **parts}, size.turns, size.seconds)
     shares = {part: [a / b for a, b in zip(found[part].cpu, found["step"].cpu, strict=True)] for part in parts}
     shares["rest"] = [1 - sum(turn) for turn in zip(*shares.values(), strict=True)]
     return [

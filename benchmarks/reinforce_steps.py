@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ising_scaling import process_memory
+from benchmarks.measuring import saved_megabytes
 from flowmc.flows import DTYPES, GaugeFlow
 from flowmc.flows.gauge import GaugeConfig
 from flowmc.seeds import torch_generator
@@ -268,22 +269,6 @@ def _time_all(extent: int, dtype: str, repeats: int) -> list[Seconds]:
     return found
 
 
-def _saved_megabytes(flow: TimedFlow, step: Callable[[], object]) -> float:
-    """Return what a step's graph keeps for the way back: storages that are not the flow's own, each counted once."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*flow.parameters(), *flow.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(kept.values()) / 2**20
-
-
 def _largest_memory(extent: int, dtype: str, case: Case, batch: int, micro_batch: int) -> Memory:
     """Measure one step in this process (Linux)."""
     flow, theory = _build(case, extent, dtype)
@@ -297,7 +282,7 @@ def _largest_memory(extent: int, dtype: str, case: Case, batch: int, micro_batch
     seconds = _step(case, flow, theory, batch, micro_batch, 1)
     resident = process_memory("VmHWM") - before
     piece = micro_batch or batch
-    saved = _saved_megabytes(flow, lambda: _step(case, flow, theory, piece, 0, 2))
+    saved = saved_megabytes(flow, lambda: _step(case, flow, theory, piece, 0, 2))
     return Memory(case, batch, micro_batch, resident, saved, seconds)
 
 

@@ -1,0 +1,148 @@
+"""The flows of the study of learned interpolations: which are trained, and how; each is made once and then kept.
+
+``python -m benchmarks.interpolations_flows [--quick] [--folder DIR] [NAME ...]`` trains some or all beforehand,
+interrupted and resumed at will; `benchmarks.interpolations` trains those that are missing.
+
+The mixtures and the double well are those of arXiv:2301.07388, with its base densities and learning rate. Other than
+there, networks have two hidden layers (then the divergence has a closed form), most of those of the double well are
+equivariant, trainings are shorter, and the residual is taken at 8 times of each trajectory, chosen at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from benchmarks.kept import KeptFlow, train_kept
+
+__all__ = [
+    "EXTENT",
+    "MIXTURES",
+    "PATHS",
+    "SEEDS",
+    "WELLS",
+    "WELL_METHODS",
+    "folder_of",
+    "interpolating_flows",
+    "mixture_name",
+    "well_name",
+]
+
+SEEDS = (0, 1, 2)
+MIXTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "four": {
+            "name": "gaussian_mixture",
+            "means": [[8.0, 8.0], [8.0, -8.0], [-8.0, 8.0], [-8.0, -8.0]],
+            "scales": [1.0] * 4,
+            "weights": [0.25] * 4,
+        },
+        "two": {
+            "name": "gaussian_mixture",
+            "means": [[4.0, 4.0], [-8.0, -8.0]],
+            "scales": [1.0] * 2,
+            "weights": [1 / 3, 2 / 3],
+        },
+    }
+)
+"""Four modes of equal weight, and two of unequal weight at unequal distance."""
+BASE_WIDTHS = {"four": sqrt(2), "two": sqrt(8)}
+EXTENT = 4.0
+WELLS = ((8, 1.5), (8, 3.0), (16, 1.5), (16, 3.0), (32, 1.5), (32, 3.0))
+"""Sites and mass of the double wells."""
+WELL_METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "learned": "equivariant convolutions, continuity",
+        "dense": "fully connected, continuity",
+        "uneven": "convolutions without Z2, continuity",
+        "reverse": "equivariant convolutions, reverse KL",
+    }
+)
+"""What the trainings for double wells are called in tables, by their names in files; the later ones on 16 sites only."""
+PATHS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"four": ("learned", "linear"), "two": ("learned", "linear", "trigonometric", "diffusion")}
+)
+"""Kinds of paths that flows for the mixtures are trained along."""
+
+
+def folder_of(given: Path | None, *, quick: bool) -> Path:
+    """Return the folder of flows and ensembles: the given one, or one that a smoke run does not share."""
+    return given or Path("runs/interpolations_quick" if quick else "runs/interpolations")
+
+
+def mixture_name(mixture: str, method: str, seed: int) -> str:
+    """Return the name of a training for a mixture: a kind of path, or "reverse"."""
+    return f"{mixture}_{method}_{seed}"
+
+
+def well_name(sites: int, mass: float, method: str, seed: int) -> str:
+    """Return the name of a training for a double well: a name in `WELL_METHODS`."""
+    return f"well_{sites}_{mass:g}_{method}_{seed}"
+
+
+def _networks(network: str, hidden: list[int], sites: int) -> dict[str, Any]:
+    networks = {"network": network, "hidden": hidden, "radius": min(sites // 2, 8)}
+    return {"networks": networks, "interpolation": {"kind": "learned", "networks": networks}}
+
+
+def interpolating_flows(*, quick: bool) -> dict[str, KeptFlow]:
+    """Return the trainings by name, in order."""
+    found = {}
+
+    def add(name: str, theory: Mapping[str, Any], flow: Mapping[str, Any], steps: int, **training: Any) -> None:
+        settings = {
+            "steps": 40 if quick else steps,
+            "batch_size": 256,
+            "learning_rate": 3e-3,
+            "warmup_steps": 5 if quick else 50,
+            "log_every": 20 if quick else 50,
+            "checkpoint_every": 100,
+            "threads": 1,
+            **training,
+        }
+        found[name] = KeptFlow(name, theory, {"kind": "interpolating", **flow}, settings)
+
+    for seed in SEEDS:
+        for mixture, theory in MIXTURES.items():
+            base = {"base_width": BASE_WIDTHS[mixture], "base_power": 2.0}
+            for path in PATHS[mixture]:
+                flow = {**base, "interpolation": {"kind": path}, "residual_times": 8}
+                steps = 3000 if path == "learned" and mixture == "two" else 2000
+                add(mixture_name(mixture, path, seed), theory, flow, steps, objective="continuity", seed=seed)
+            # Through the solver, with what the logarithm of its determinant costs least; drawn from with the exact one.
+            flow = {**base, "checkpointed": False}
+            add(mixture_name(mixture, "reverse", seed), theory, flow, 600, objective="reverse_kl", seed=seed)
+        for sites, mass in WELLS:
+            theory = {"name": "double_well", "n_sites": sites, "extent": EXTENT, "mass": mass, "coupling": 1.0}
+            common = {
+                "base_width": 1.0,
+                "base_power": 4.0,
+                "residual_times": 8,
+                # The exact log-determinant where it is cheap enough.
+                "integrator": "rk4" if sites <= 16 else "rk4_trace",
+                "steps": 10 if sites <= 16 else 20,
+            }
+            even = {**common, **_networks("convolutional", [8, 8], sites), "z2": True}
+            # Odd velocities take the field and its mirror image: half the batch for the same cost.
+            half = {"objective": "continuity", "batch_size": 128, "seed": seed}
+            add(well_name(sites, mass, "learned", seed), theory, even, 1500, **half)
+            if sites == 16:
+                dense = {**common, **_networks("fully_connected", [128, 128], sites)}
+                add(well_name(sites, mass, "dense", seed), theory, dense, 2000, objective="continuity", seed=seed)
+                uneven = {**even, "z2": False}
+                add(well_name(sites, mass, "uneven", seed), theory, uneven, 1500, objective="continuity", seed=seed)
+                backward = {**even, "integrator": "rk4_trace", "checkpointed": False}
+                half = {"objective": "reverse_kl", "batch_size": 128, "seed": seed}
+                add(well_name(sites, mass, "reverse", seed), theory, backward, 500, **half)
+    return found
+
+
+if __name__ == "__main__":
+    train_kept(
+        __doc__ or "",
+        lambda quick: interpolating_flows(quick=quick),
+        lambda given, quick: folder_of(given, quick=quick),
+    )
