@@ -177,17 +177,10 @@ def draw_wells(qualities: Mapping[str, Sequence[WellQuality]], path: Path) -> No
             weights = np.exp(one.weighed.log_w - one.weighed.log_w.max())
             each = np.repeat(weights, theory.n_sites)
             style, seed = styles[number], one.weighed.seed
-            for values, alpha, name in ((None, 0.45, f"draws, seed {seed}"), (each, 1.0, f"reweighted, seed {seed}")):
+            for values, alpha, line in ((None, 0.5, ":"), (each, 1.0, "-")):
+                name = f"reweighted, seed {seed}" if values is not None else "draws" if number == 0 else None
                 height, _ = np.histogram(one.weighed.field.ravel(), edges, weights=values, density=True)
-                left.stairs(
-                    height,
-                    edges,
-                    color=style.colour,
-                    alpha=alpha,
-                    lw=1.0,
-                    ls=":" if values is None else "-",
-                    label=name,
-                )
+                left.stairs(height, edges, color=style.colour, alpha=alpha, lw=1.0, ls=line, label=name)
             value, error = ([getattr(point, what) for point in one.correlator] for what in ("value", "error"))
             shift = 0.02 * (number - 0.5 * (len(found) - 1))
             right.errorbar(
