@@ -118,9 +118,10 @@ def draw_figures(
         draw_mixture_paths(ways, drawn[-1], n=100)
     labels = {}
     for mass, method in ((1.5, "learned"), (3.0, "learned"), (3.0, "uneven")):
-        name = well_name(16, mass, method, DRAWN_SEED)
-        if name in known:
-            labels[f"m = {mass:g}" + (", no Z2" if method == "uneven" else "")] = file(name)
+        seeds = SEEDS[:1] if quick else SEEDS
+        files = [file(name) for seed in seeds if (name := well_name(16, mass, method, seed)) in known]
+        if files:
+            labels[f"m = {mass:g}" + (", no Z2" if method == "uneven" else "")] = files
     if labels:
         drawn.append(figures / "interpolations_well_paths.png")
         draw_well_paths(labels, drawn[-1], n=n // 4)

@@ -134,12 +134,22 @@ def draw_mixture_paths(flows: Mapping[str, Mapping[str, Path]], path: Path, *, n
     figure.savefig(path, dpi=100)
 
 
-def draw_well_paths(flows: Mapping[str, Path], path: Path, *, n: int, shown: int = 60) -> None:
-    """Draw the mean of some paths of the double well over t, and its histogram at the end beside that of exact paths."""
+def draw_well_paths(flows: Mapping[str, Sequence[Path]], path: Path, *, n: int, shown: int = 60) -> None:
+    """Draw the mean of some paths of the double well over t, and its histogram at the end beside that of exact paths.
+
+    Parameters
+    ----------
+    flows
+        Flow files by title, one for each seed; lines over t are those of the first.
+    path
+        Where the figure is written.
+    n, shown
+        Draws for the histograms, and lines.
+    """
     figure, axes = new_figure(1, 2 * len(flows), width=4.4 * len(flows), height=3.4, share_y=True)
-    for number, (label, file) in enumerate(flows.items()):
+    for number, (label, files) in enumerate(flows.items()):
         left, right = axes[2 * number], axes[2 * number + 1]
-        flow, fields = trajectories(file, n)
+        flow, fields = trajectories(files[0], n)
         theory = flow.theory
         assert isinstance(theory, DoubleWell)
         times, means = np.asarray(list(fields)), np.stack([field.mean(axis=1) for field in fields.values()])
@@ -150,7 +160,11 @@ def draw_well_paths(flows: Mapping[str, Path], path: Path, *, n: int, shown: int
         exact = WellPaths(theory).draw(numpy_generator(6, "drawn"), n).mean(axis=1)
         style = {"density": True, "orientation": "horizontal"}
         right.hist(exact, edges, color="#d9dce1", label="exact", **style)  # type: ignore[arg-type]
-        right.hist(means[-1], edges, histtype="step", color=INK, lw=1.2, label="draws", **style)  # type: ignore[arg-type]
+        for seed, file in enumerate(files):
+            _, ends = trajectories(file, n) if seed else (flow, fields)
+            name, colour = f"draws, flow {seed + 1}", (INK, PALETTE[2], PALETTE[3])[seed % 3]
+            mean = ends[1.0].mean(axis=1)
+            right.hist(mean, edges, histtype="step", color=colour, lw=1.2, label=name, **style)  # type: ignore[arg-type]
         left.set(xlabel="t", xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(-LARGEST_MEAN, LARGEST_MEAN))
         right.set(xlabel="density")
         set_title(left, label)
