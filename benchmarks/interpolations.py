@@ -11,13 +11,13 @@ exactly of its target: ln Z, weights of modes, moments and correlator, and again
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from benchmarks.claims import Claim, parser, write_claims
-from benchmarks.interpolations_chains import chain_parts
+from benchmarks.interpolations_chains import CHAIN_FLOWS, chain_parts
 from benchmarks.interpolations_figures import draw_densities, draw_mixture_paths, draw_well_paths, draw_wells
 from benchmarks.interpolations_flows import (
     MIXTURES,
@@ -30,7 +30,7 @@ from benchmarks.interpolations_flows import (
     mixture_name,
     well_name,
 )
-from benchmarks.interpolations_integrators import integrator_parts
+from benchmarks.interpolations_integrators import INTEGRATOR_FLOWS, integrator_parts
 from benchmarks.interpolations_mixtures import MixtureQuality, mixture_claims, mixture_tables
 from benchmarks.interpolations_quality import Weighed, exact_samples, weigh
 from benchmarks.interpolations_wells import WellQuality, well_claims, well_tables
@@ -140,18 +140,16 @@ def parts_of_others(
     """Return tables and claims on integrators and on chains; where only finished flows count, without missing ones."""
     tables: list[Table] = []
     claims: list[Claim] = []
-    every = dict(known)
-    for integrators in (True, False):
-        try:
-            if integrators:
-                more_tables, more_claims = integrator_parts(every, folder, quick=quick)
-            else:
-                more_tables, more_claims = chain_parts(every, folder, figures, quick=quick)
-        except KeyError as missing:
-            if not finished:
-                raise
-            print(f"a part is left out: {missing} is not finished")
+    parts: tuple[tuple[str, tuple[str, ...], Callable[[], tuple[list[Table], list[Claim]]]], ...] = (
+        ("integrators", INTEGRATOR_FLOWS, lambda: integrator_parts(known, folder, quick=quick)),
+        ("chains", CHAIN_FLOWS, lambda: chain_parts(known, folder, figures, quick=quick)),
+    )
+    for name, needed, make in parts:
+        missing = [flow for flow in needed if flow not in known]
+        if finished and missing:
+            print(f"{name} are left out: {', '.join(missing)} not finished")
             continue
+        more_tables, more_claims = make()
         tables += more_tables
         claims += more_claims
     return tables, claims

@@ -27,10 +27,15 @@ from flowmc_analysis.exact_double_well import double_well_exact
 from flowmc_analysis.plot_style import MUTED, PALETTE, new_figure, set_title
 from flowmc_analysis.tables import ABSENT, Table, format_number, format_seconds
 
-__all__ = ["FLOW", "HMC", "HYBRID", "WellChains", "chain_parts", "draw_traces", "make_chains"]
+__all__ = ["CHAIN_FLOWS", "FLOW", "HMC", "HYBRID", "WellChains", "chain_parts", "draw_traces", "make_chains"]
 
 SITES = 16
 MASSES = (1.5, 3.0)
+CHAIN_FLOWS = (
+    well_name(SITES, min(MASSES), "learned", 0),
+    *(well_name(SITES, max(MASSES), "learned", seed) for seed in SEEDS),
+)
+"""All that the parts on chains need trained."""
 LENGTHS = (1.0, 2.0, 3.0, 4.0)
 LENGTH = 3.0
 """Of the trajectories in comparisons: about that at which HMC tunnels most cheaply."""

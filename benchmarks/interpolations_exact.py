@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from functools import cached_property
-from math import log, sqrt
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.theories import DoubleWell
+from flowmc_analysis.exact_double_well import double_well_positions
 
 __all__ = ["WellPaths"]
 
 Array = NDArray[np.float64]
 
-# Of the widest Gaussian factor exp(-a x²) that the spacing resolves, in units of 1/sqrt(a); see `exact_double_well`.
-SPACING = 0.25
-NEGLIGIBLE_EXPONENT = 60.0
+# Of the grid: densities of flows are less smooth than the kernel.
+REFINEMENT = 1.6
 CHUNK = 2048
 
 
@@ -36,10 +36,7 @@ class WellPaths:
     def __init__(self, theory: DoubleWell) -> None:
         self.theory = theory
         spacing, mass, coupling = theory.spacing, theory.mass, theory.coupling
-        reach = sqrt(mass / coupling + 2 * sqrt(NEGLIGIBLE_EXPONENT / (spacing * coupling)))
-        narrowest = mass / spacing + mass * spacing + 4 * sqrt(coupling * spacing)
-        self.step = SPACING / sqrt(narrowest)
-        half = self.step * (np.arange(int(reach / self.step) + 1) + 0.5)
+        half, self.step = double_well_positions(spacing, mass, coupling, REFINEMENT)
         self.positions: Array = np.concatenate([-half[::-1], half])
         x, self._depth = self.positions, mass**2 / (4 * coupling)
         potential = coupling / 4 * x**4 - mass / 2 * x**2 + self._depth

@@ -20,7 +20,7 @@ from flowmc.theories import DoubleWell, GaussianMixture, Theory
 from flowmc_analysis.estimate import Estimate
 from flowmc_analysis.free_energy import log_partition_function, log_partition_function_variational
 from flowmc_analysis.importance import importance_mean
-from flowmc_analysis.monitors import Monitor, monitor_mode_drop
+from flowmc_analysis.monitors import Monitor, mode_drop_alarm, monitor_mode_drop
 from flowmc_analysis.unseen import TOLERATED_SHARE, UnseenStates, unseen_states
 from flowmc_analysis.weights import acceptance_independence, ess_forward, ess_reverse, pareto_k
 
@@ -50,8 +50,6 @@ LARGE_PART = 0.1
 """Part of Z that must not be missed without an alarm."""
 CHAINS = 8
 """Chains that a run with the flow alone is imitated with."""
-# Those of `EnsembleAnalysis.mode_drop_alarm`.
-ALARM_Z, ALARM_P = 3.09, 1e-3
 
 
 def exact_samples(theory: Theory, n: int) -> Array:
@@ -80,8 +78,7 @@ class Alarm:
     @property
     def raised(self) -> bool:
         """Whether the mode-drop alarm is raised."""
-        gap = not self.monitor.void and not self.monitor.score.z <= ALARM_Z
-        return gap or self.unseen.p_value < ALARM_P
+        return mode_drop_alarm((self.monitor,), self.unseen)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from benchmarks.claims import Claim
-from benchmarks.interpolations_flows import mixture_name, well_name
+from benchmarks.interpolations_flows import interpolating_flows, mixture_name, well_name
 from benchmarks.kept import KeptFlow
 from benchmarks.measuring import INFORMATIVE, Timing, one_thread, ratio_claim, saved_megabytes, take_turns
 from flowmc.flows import InterpolatingFlow, build_flow
@@ -140,9 +140,9 @@ def step_cost_claims(costs: Sequence[StepCost]) -> list[Claim]:
     return claims
 
 
-def step_cost_parts(known: Mapping[str, KeptFlow], *, quick: bool) -> tuple[list[Table], list[Claim]]:
+def step_cost_parts(*, quick: bool) -> tuple[list[Table], list[Claim]]:
     """Measure steps of the trainings for the mixture and for wells of 8, 16 and 32 sites, with untrained weights."""
-    costs = []
+    costs, known = [], interpolating_flows(quick=quick)
     for what, name in TRAINED.items():
         batch = 16 if quick else int(known[name].training["batch_size"])
         costs.append(measure_step_cost(what, known[name], batch, 2 if quick else 5))

@@ -34,6 +34,7 @@ from flowmc_analysis.monitors import (
     IDENTITIES,
     Monitor,
     judge_monitors,
+    mode_drop_alarm,
     monitor_energy_error,
     monitor_energy_symmetry,
     monitor_identity,
@@ -66,8 +67,6 @@ _WEIGHT_ESTIMATES = (
     "entropy_per_site",
     "free_energy_per_site",
 )
-_MODE_DROP_Z = 3.09  # one-sided 1e-3
-_MODE_DROP_P = 1e-3
 _TAU_ERRORS = 3.0
 
 
@@ -179,12 +178,8 @@ class EnsembleAnalysis:
 
     @property
     def mode_drop_alarm(self) -> bool:
-        """Whether the chains see target probability where the draws of the flow see none (one-sided, 1e-3).
-
-        By the gap between the two estimates of ln Z where its error is known, and by the states beyond all draws.
-        """
-        gap = any(m.name == "mode_drop" and not m.void and not m.score.z <= _MODE_DROP_Z for m in self.monitors)
-        return gap or (self.unseen is not None and self.unseen.p_value < _MODE_DROP_P)
+        """Whether the chains see target probability where the draws of the flow see none; see `monitors`."""
+        return mode_drop_alarm(self.monitors, self.unseen)
 
     @property
     def log_q(self) -> LogQAccuracy | None:

@@ -47,7 +47,7 @@ import scipy.linalg
 
 from flowmc_analysis.errors import AnalysisError
 
-__all__ = ["DoubleWellExact", "double_well_exact"]
+__all__ = ["DoubleWellExact", "double_well_exact", "double_well_positions"]
 
 Array = npt.NDArray[np.float64]
 
@@ -133,7 +133,7 @@ def double_well_exact(
             fix="correct them",
         )
     spacing = extent / n_sites
-    x, step = _positions(spacing, mass, coupling, refinement)
+    x, step = double_well_positions(spacing, mass, coupling, refinement)
     depth = mass**2 / (4.0 * coupling)
     half = -0.5 * spacing * (0.25 * coupling * x**4 - 0.5 * mass * x**2 + depth)
     stiffness = 0.5 * mass / spacing
@@ -168,8 +168,21 @@ def double_well_exact(
     )
 
 
-def _positions(spacing: float, mass: float, coupling: float, refinement: float) -> tuple[Array, float]:
-    """Positive half of a grid that has no point at zero, and its spacing."""
+def double_well_positions(spacing: float, mass: float, coupling: float, refinement: float = 1.0) -> tuple[Array, float]:
+    """Positive half of the grid of positions, which has no point at zero, and its spacing; for others who sum on it.
+
+    Parameters
+    ----------
+    spacing
+        Lattice spacing.
+    mass, coupling, refinement
+        As for `double_well_exact`.
+
+    Raises
+    ------
+    AnalysisError
+        If the whole grid would have more than 6000 points.
+    """
     exponent = _NEGLIGIBLE_EXPONENT * refinement / spacing
     # The larger solution of V(x) - V_min = coupling/4 (x^2 - mass/coupling)^2 = exponent.
     reach = math.sqrt(mass / coupling + 2.0 * math.sqrt(exponent / coupling))

@@ -43,7 +43,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -53,6 +53,7 @@ import numpy.typing as npt
 from flowmc_analysis.errors import TooFewSamplesError
 from flowmc_analysis.gamma import gamma_method
 from flowmc_analysis.jsonable import json_number
+from flowmc_analysis.unseen import UnseenStates
 from flowmc_analysis.weights import log_mean_exp, pareto_k
 from flowmc_analysis.zscores import Verdict, ZScore, judge, z_score
 
@@ -63,6 +64,7 @@ __all__ = [
     "Identity",
     "Monitor",
     "judge_monitors",
+    "mode_drop_alarm",
     "monitor_energy_error",
     "monitor_energy_symmetry",
     "monitor_identity",
@@ -73,6 +75,8 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 FAMILY_LEVEL = 1e-3
+_MODE_DROP_Z = 3.09  # one-sided 1e-3
+_MODE_DROP_P = 1e-3
 OF_WEIGHTS = ("weight_ratio", "mode_drop")
 """Names of the monitors that rest on the weights of a flow."""
 
@@ -237,6 +241,22 @@ def monitor_mode_drop(log_w: Array, log_w_current: Array) -> Monitor:
     return _with_weight_error(
         Monitor(z_score(name, gap, 0.0, math.nan), identity), log_w, log_w_current, logarithm=True
     )
+
+
+def mode_drop_alarm(monitors: Iterable[Monitor], unseen: UnseenStates | None) -> bool:
+    """Whether states see target probability where the draws of a flow see none (one-sided, 1e-3).
+
+    By the gap between the two estimates of ln Z where its error is known, and by the states beyond all draws.
+
+    Parameters
+    ----------
+    monitors
+        Monitors of a run; those of `monitor_mode_drop` count.
+    unseen
+        The states beyond all draws, if they were counted.
+    """
+    gap = any(m.name == "mode_drop" and not m.void and not m.score.z <= _MODE_DROP_Z for m in monitors)
+    return gap or (unseen is not None and unseen.p_value < _MODE_DROP_P)
 
 
 def judge_monitors(monitors: tuple[Monitor, ...], level: float = FAMILY_LEVEL) -> Verdict | None:

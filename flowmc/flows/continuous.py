@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from torch import Tensor
@@ -22,15 +21,14 @@ from torch.utils.checkpoint import checkpoint
 
 from flowmc.errors import ParameterError
 from flowmc.flows.base import DTYPES, LARGEST_BOUND, BaseDensity, TransportFlow
-from flowmc.flows.densities import FreeFieldDensity, GeneralisedGaussianDensity
+from flowmc.flows.densities import FreeFieldDensity, GeneralisedGaussianDensity, base_mass_for, check_base_mass
 from flowmc.flows.integrators import choose_integrator, runge_kutta_step
 from flowmc.flows.velocities import Velocity, VelocityField
-from flowmc.theories import ScalarTheory, Theory
+from flowmc.theories import Theory
 
 __all__ = ["ContinuousConfig", "ContinuousFlow"]
 
 CONTINUOUS_BASES = ("free_field", "generalised_gaussian")
-MATCHED = "matched"
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,7 @@ class ContinuousConfig:
                 expected=f"at least one step, and a bound above zero, of at most {LARGEST_BOUND} nats",
                 fix="correct the value",
             )
-        if self.base_mass != MATCHED and (isinstance(self.base_mass, str) or not 0 < self.base_mass < inf):
-            raise ParameterError(
-                got=f"base_mass = {self.base_mass!r}",
-                expected=f'a finite mass above zero, or "{MATCHED}"',
-                fix="correct `base_mass`",
-            )
+        check_base_mass(self.base_mass)
         # The name is checked here, the size of the lattice by the flow.
         choose_integrator(self.integrator, 1)
 
@@ -126,15 +119,7 @@ class ContinuousFlow(TransportFlow):
         dtype = DTYPES[config.dtype]
         if config.base == "generalised_gaussian":
             return GeneralisedGaussianDensity(theory.shape, dtype, config.base_width, config.base_power)
-        mass = config.base_mass
-        if isinstance(mass, str):
-            if not isinstance(theory, ScalarTheory):
-                raise ParameterError(
-                    got=f'base_mass = "{MATCHED}" for the theory {theory.name!r}',
-                    expected="a theory of a scalar field",
-                    fix="give `base_mass` as a number",
-                )
-            mass = theory.gaussian_mass()
+        mass = base_mass_for(theory, config.base_mass)
         return FreeFieldDensity(theory.shape, dtype, mass, learned=False)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:

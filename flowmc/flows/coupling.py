@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import inf
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,13 +17,11 @@ from torch import Tensor
 
 from flowmc.errors import ParameterError
 from flowmc.flows.base import DTYPES, Flow, TransportFlow
-from flowmc.flows.densities import BASES, build_base
+from flowmc.flows.densities import BASES, base_mass_for, build_base, check_base_mass
 from flowmc.flows.layers import LAYERS, Layer, SiteOrder, SizeDependent, layer_config
-from flowmc.theories import ScalarTheory, Theory
+from flowmc.theories import Theory
 
 __all__ = ["CouplingConfig", "CouplingFlow"]
-
-MATCHED = "matched"
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,7 @@ class CouplingConfig:
                 expected="at least one layer, at least once",
                 fix="add [[flow.layers]], or correct `repeat`",
             )
-        if self.base_mass != MATCHED and (isinstance(self.base_mass, str) or not 0 < self.base_mass < inf):
-            raise ParameterError(
-                got=f"base_mass = {self.base_mass!r}",
-                expected=f'a finite mass above zero, or "{MATCHED}"',
-                fix="correct `base_mass`",
-            )
+        check_base_mass(self.base_mass)
         # With all their defaults, so that a file says what its layers are.
         complete = tuple({**asdict(layer_config(layer)), "kind": layer["kind"]} for layer in self.layers)
         object.__setattr__(self, "layers", complete)
@@ -112,7 +104,7 @@ class CouplingFlow(TransportFlow):
         order = SiteOrder(theory.shape)
         self.register_buffer("_sites", torch.tensor(order.sites), persistent=False)
         self.register_buffer("_places", torch.tensor(np.argsort(order.sites)), persistent=False)
-        mass = _matched_mass(theory) if isinstance(config.base_mass, str) else config.base_mass
+        mass = base_mass_for(theory, config.base_mass)
         self.base = build_base(config.base, theory.shape, dtype, mass, learned=config.base_learned)
         self.layers = torch.nn.ModuleList(
             LAYERS[layer["kind"]](order, layer_config(layer), z2=config.z2) for layer in config.layers * config.repeat
@@ -162,13 +154,3 @@ class CouplingFlow(TransportFlow):
                 own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
                 taken += [parameter for parameter in own if parameter not in taken]
         return taken
-
-
-def _matched_mass(theory: Theory) -> float:
-    if not isinstance(theory, ScalarTheory):
-        raise ParameterError(
-            got=f'base_mass = "{MATCHED}" for the theory {theory.name!r}',
-            expected="a theory of a scalar field for which the mass is known, for example phi4",
-            fix="give `base_mass` as a number",
-        )
-    return theory.gaussian_mass()

@@ -18,6 +18,7 @@ from flowmc.errors import ParameterError
 from flowmc.flows.base import BaseDensity
 from flowmc.flows.layers.base import SizeDependent
 from flowmc.lattice import momentum_shells, momentum_squared, volume
+from flowmc.theories import ScalarTheory, Theory
 
 __all__ = [
     "BASES",
@@ -26,7 +27,9 @@ __all__ = [
     "GeneralisedGaussianDensity",
     "SpectralDensity",
     "UniformDensity",
+    "base_mass_for",
     "build_base",
+    "check_base_mass",
 ]
 
 
@@ -253,6 +256,44 @@ class UniformDensity(BaseDensity):
     def log_prob(self, field: Tensor) -> Tensor:
         """Return the log density."""
         return field.new_zeros(len(field), dtype=torch.float64)
+
+
+MATCHED = "matched"
+
+
+def check_base_mass(mass: float | str) -> None:
+    """Check the mass of a free-field base as run descriptions give it: a number, or "matched".
+
+    Raises
+    ------
+    ParameterError
+        If it is neither.
+    """
+    if mass != MATCHED and (isinstance(mass, str) or not 0 < mass < inf):
+        raise ParameterError(
+            got=f"base_mass = {mass!r}",
+            expected=f'a finite mass above zero, or "{MATCHED}"',
+            fix="correct `base_mass`",
+        )
+
+
+def base_mass_for(theory: Theory, mass: float | str) -> float:
+    """Return the mass of a free-field base in lattice units; "matched" is `ScalarTheory.gaussian_mass`.
+
+    Raises
+    ------
+    ParameterError
+        If it is to be matched to a theory for which it is not known.
+    """
+    if not isinstance(mass, str):
+        return mass
+    if not isinstance(theory, ScalarTheory):
+        raise ParameterError(
+            got=f'base_mass = "{MATCHED}" for the theory {theory.name!r}',
+            expected="a theory of a scalar field for which the mass is known, for example phi4",
+            fix="give `base_mass` as a number",
+        )
+    return theory.gaussian_mass()
 
 
 BASES = ("gaussian", "free_field", "spectral")

@@ -79,7 +79,8 @@ class InterpolatingFlow(ContinuousFlow):
     Raises
     ------
     ParameterError
-        As for `ContinuousFlow`.
+        As for `ContinuousFlow`, or if networks are invariant under translations and the theory is not, or the path does
+        not lead to it.
     """
 
     kind: ClassVar[str] = "interpolating"
@@ -89,6 +90,13 @@ class InterpolatingFlow(ContinuousFlow):
 
     def __init__(self, theory: Theory, config: InterpolatingConfig) -> None:
         super().__init__(theory, config)
+        for networks in (config.networks, config.interpolation.networks):
+            if networks.network == "convolutional" and not theory.homogeneous:
+                raise ParameterError(
+                    got=f"convolutional networks for the theory {theory.name!r}",
+                    expected="a theory that is invariant under translations, as they are",
+                    fix='set network = "fully_connected"',
+                )
         self.velocity = WindowedVelocity(config.networks, theory.shape, odd=config.z2)
         self.interpolation = build_interpolation(config.interpolation, theory.shape, even=config.z2)
         self.interpolation.check(self.base, theory)

@@ -20,21 +20,20 @@ References
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowmc.errors import ParameterError
-from flowmc.flows.networks import DisplacementKernel, SiteConvolution
+from flowmc.flows.networks import NETWORKS, DisplacementKernel, SiteConvolution
 from flowmc.lattice import volume
 
 __all__ = [
-    "FIELD_NETWORKS",
     "FieldNetworkConfig",
     "Layers",
     "Velocity",
@@ -42,9 +41,6 @@ __all__ = [
     "WindowedVelocity",
     "build_layers",
 ]
-
-FIELD_NETWORKS = ("convolutional", "fully_connected")
-"""Kinds of networks in run descriptions."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +74,9 @@ class FieldNetworkConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        if self.network not in FIELD_NETWORKS:
+        if self.network not in NETWORKS:
             raise ParameterError(
-                got=f"network = {self.network!r}", expected=f"one of {list(FIELD_NETWORKS)}", fix="correct `network`"
+                got=f"network = {self.network!r}", expected=f"one of {list(NETWORKS)}", fix="correct `network`"
             )
         if len(self.hidden) != 2 or min(self.hidden) < 1:
             raise ParameterError(
@@ -200,22 +196,21 @@ class _LayeredVelocity(Velocity):
         return self._value(time, field)
 
     def with_divergence(self, time: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
-        if self._odd:
-            (up, up_slope), (down, down_slope) = self._divergence(time, field), self._divergence(time, -field)
-            return 0.5 * (up - down), 0.5 * (up_slope + down_slope)
-        return self._divergence(time, field)
+        return self._symmetrised(lambda at: self._divergence(time, at), field)
 
     def with_jacobian(self, time: Tensor, field: Tensor) -> tuple[Tensor, Tensor]:
-        if self._odd:
-            (up, up_slope), (down, down_slope) = self._jacobian(time, field), self._jacobian(time, -field)
-            return 0.5 * (up - down), 0.5 * (up_slope + down_slope)
-        return self._jacobian(time, field)
+        return self._symmetrised(lambda at: self._jacobian(time, at), field)
 
     def at_sites(self, time: Tensor, field: Tensor, sites: Tensor) -> tuple[Tensor, Tensor]:
-        if self._odd:
-            (up, up_slope), (down, down_slope) = self._at(time, field, sites), self._at(time, -field, sites)
-            return 0.5 * (up - down), 0.5 * (up_slope + down_slope)
-        return self._at(time, field, sites)
+        return self._symmetrised(lambda at: self._at(time, at, sites), field)
+
+    def _symmetrised(self, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], field: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a value and its derivatives, the former made odd and the latter even, if that is asked for."""
+        value, slopes = evaluate(field)
+        if not self._odd:
+            return value, slopes
+        mirrored, mirrored_slopes = evaluate(-field)
+        return 0.5 * (value - mirrored), 0.5 * (slopes + mirrored_slopes)
 
     def _value(self, time: Tensor, field: Tensor) -> Tensor:
         _, second = self._layers.hidden(time, field)
@@ -322,7 +317,7 @@ class _Convolutional(torch.nn.Module):
 
     @staticmethod
     def _matrices(convolutions: torch.nn.ModuleList) -> Tensor:
-        return torch.stack([convolution.matrix() for convolution in convolutions])  # type: ignore[operator]
+        return torch.stack([cast(SiteConvolution, convolution).matrix() for convolution in convolutions])
 
 
 def build_layers(config: FieldNetworkConfig, shape: tuple[int, ...], *, pooled: bool) -> torch.nn.Module:

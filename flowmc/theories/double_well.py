@@ -12,7 +12,7 @@ exactly known of the lattice at any spacing is in `flowmc_analysis.exact_double_
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import isfinite, nan
+from math import isfinite
 from typing import ClassVar
 
 from flowmc.arrays import Array, batch_axes, check_field, namespace
@@ -40,7 +40,7 @@ class DoubleWell(ScalarTheory):
     extent
         Extent T of imaginary time, in the units of 1/m; the spacing is Δ = T/N.
     mass
-        Mass m > 0 of the particle and coefficient of its inverted parabola; it must be given.
+        Mass m > 0 of the particle and coefficient of its inverted parabola.
     coupling
         Quartic coupling λ > 0.
     shape
@@ -62,8 +62,8 @@ class DoubleWell(ScalarTheory):
     """
 
     n_sites: int
-    extent: float = 4.0
-    mass: float = nan
+    extent: float
+    mass: float
     coupling: float = 1.0
     shape: tuple[int, ...] = ()
 
@@ -80,7 +80,7 @@ class DoubleWell(ScalarTheory):
             raise ParameterError(
                 got=", ".join(f"{name} = {value}" for name, value in numbers.items()),
                 expected="a positive, finite extent, mass and coupling",
-                fix="give `mass`, which has no default, and correct the others",
+                fix="correct them",
             )
         try:
             derived = checked_shape((self.n_sites,))

@@ -18,10 +18,12 @@ from flowmc.proposals import as_proposal, certify
 from flowmc.seeds import torch_generator
 from flowmc.theories import DoubleWell, FreeScalar, GaussianMixture, Phi4, U1Gauge2D
 from flowmc.training import (
+    Loss,
     TrainingConfig,
     TrainingFiles,
     choose_objective,
     continuity,
+    residual,
     reverse_kl,
     summed_gradient,
     train,
@@ -76,7 +78,7 @@ class TestExactness:
 
 
 class TestGradients:
-    @pytest.mark.parametrize("integrator", ["rk4", "rk4_trace", "splitting"])
+    @pytest.mark.parametrize("integrator", INTEGRATORS)
     def test_checkpointing_changes_nothing_but_memory(self, integrator: str) -> None:
         gradients, kept = [], []
         for checkpointed in (False, True):
@@ -176,6 +178,16 @@ class TestContinuity:
         for name, weight in flow.named_parameters():
             assert weight.grad is not None, name
             assert weight.grad.any(), name
+
+    def test_trajectories_are_not_differentiated(self) -> None:
+        flow = shaken({**SMALL, "trajectory_steps": 5})
+        (piece,) = continuity(flow, WELL, 8, torch_generator(1))
+        with torch.no_grad():
+            points = list(flow.trajectory(flow.base.draw(8, torch_generator(1)), 5))
+        times = torch.tensor([time for time, _ in points], dtype=torch.float64).repeat_interleave(8)
+        found = residual(flow, WELL, times, torch.cat([field for _, field in points]))
+        fixed = Loss((found.abs() + found**2).mean(), piece.log_w)
+        np.testing.assert_allclose(summed_gradient(flow, [piece]), summed_gradient(flow, [fixed]), rtol=1e-12)
 
     def test_pieces_add_up(self) -> None:
         flow = shaken({**SMALL, "trajectory_steps": 5})
@@ -309,6 +321,11 @@ class TestConfig:
     def test_defaults(self) -> None:
         config = InterpolatingConfig()
         assert INTEGRATORS[config.integrator].exact
+
+    def test_translations_need_a_theory_that_is_invariant(self) -> None:
+        mixture = GaussianMixture(((2.5, 0.0), (-2.5, 0.0)), (0.7, 0.7), (0.4, 0.6))
+        with pytest.raises(ParameterError, match="invariant under translations"):
+            build_flow({**SMALL, "networks": {"network": "convolutional"}}, mixture)
 
     def test_angles_are_refused(self) -> None:
         with pytest.raises(Exception, match="angle"):

@@ -37,7 +37,7 @@ def test_action_is_the_printed_one(n_sites: int, rng: np.random.Generator) -> No
 
 
 def test_two_sites_have_two_links(rng: np.random.Generator) -> None:
-    theory = DoubleWell(2, mass=MASS)
+    theory = DoubleWell(2, extent=4.0, mass=MASS)
     field = rng.standard_normal((5, 2))
     static = sum(theory.action(np.repeat(field[:, i : i + 1], 2, axis=1)) for i in (0, 1)) / 2
     links = 2 * MASS / (2 * theory.spacing) * (field[:, 0] - field[:, 1]) ** 2
@@ -45,7 +45,7 @@ def test_two_sites_have_two_links(rng: np.random.Generator) -> None:
 
 
 def test_wells_are_where_nothing_moves() -> None:
-    theory = DoubleWell(8, mass=3.0, coupling=0.5)
+    theory = DoubleWell(8, extent=4.0, mass=3.0, coupling=0.5)
     wells = np.array([[0.0], [6**0.5], [-(6**0.5)]]) * np.ones(8)
     np.testing.assert_allclose(theory.force(wells), 0, atol=1e-14)
     np.testing.assert_allclose(theory.action(wells), [0, -18, -18], rtol=1e-14)  # T m²/4λ = 4 · 9/2
@@ -53,11 +53,11 @@ def test_wells_are_where_nothing_moves() -> None:
 
 def test_shape_follows_from_the_number_of_sites() -> None:
     theory = DoubleWell(16, 4.0, MASS, 1.0)
-    assert theory == DoubleWell(16, mass=MASS) == DoubleWell(16, 4.0, MASS, 1.0, shape=(16,))
+    assert theory == DoubleWell(16, extent=4.0, mass=MASS) == DoubleWell(16, 4.0, MASS, 1.0, shape=(16,))
     assert (theory.shape, theory.spacing) == ((16,), 0.25)
     stored = json.loads(json.dumps(theory.describe()))
     assert from_description(stored) == theory
-    assert from_description({"name": "double_well", "n_sites": 16, "mass": MASS}) == theory
+    assert from_description({"name": "double_well", "n_sites": 16, "extent": 4.0, "mass": MASS}) == theory
     assert dataclasses.replace(theory, mass=3.0).shape == (16,)
     with pytest.raises(ParameterError, match="leave `shape` out"):
         dataclasses.replace(theory, n_sites=8)
@@ -68,7 +68,7 @@ def test_shape_follows_from_the_number_of_sites() -> None:
     [
         ({"n_sites": 1, "mass": 1.0}, "n_sites = 1"),
         ({"n_sites": 2.5, "mass": 1.0}, "n_sites = 2.5"),
-        ({"n_sites": 4}, "mass = nan"),
+        ({"n_sites": 4, "mass": float("nan")}, "mass = nan"),
         ({"n_sites": 4, "mass": 0.0}, "mass = 0"),
         ({"n_sites": 4, "mass": float("inf")}, "mass = inf"),
         ({"n_sites": 4, "mass": 1.0, "extent": 0.0}, "extent = 0"),
@@ -78,7 +78,7 @@ def test_shape_follows_from_the_number_of_sites() -> None:
 )
 def test_meaningless_couplings_are_refused(arguments: dict[str, Any], word: str) -> None:
     with pytest.raises(ParameterError) as caught:
-        DoubleWell(**arguments)
+        DoubleWell(**{"extent": 4.0, **arguments})
     assert word in caught.value.got
     assert caught.value.expected
     assert caught.value.fix
@@ -86,15 +86,15 @@ def test_meaningless_couplings_are_refused(arguments: dict[str, Any], word: str)
 
 def test_run_descriptions_need_no_shape(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text('[theory]\nname = "double_well"\nn_sites = 16\nmass = 1.5\n')
-    assert read_run(path).theory == DoubleWell(16, mass=MASS)
-    path.write_text('[theory]\nname = "double_well"\nn_sites = 16\n')
+    path.write_text('[theory]\nname = "double_well"\nn_sites = 16\nextent = 4.0\nmass = 1.5\n')
+    assert read_run(path).theory == DoubleWell(16, extent=4.0, mass=MASS)
+    path.write_text('[theory]\nname = "double_well"\nn_sites = 16\nextent = 4.0\n')
     with pytest.raises(ConfigError, match="`mass`"):
         read_run(path)
 
 
 def test_annealing_leads_from_one_well_to_the_theory() -> None:
-    theory = DoubleWell(16, mass=6.0)
+    theory = DoubleWell(16, extent=4.0, mass=6.0)
     path = [theory.annealed(fraction) for fraction in (0.0, 1e-9, 0.3, 0.9, 1.0)]
     assert path[-1] == theory
     masses = [one.mass for one in path]

@@ -34,7 +34,7 @@ SMOOTH: list[ScalarTheory] = [
     Phi4((2, 3, 2, 2), m2=-1.0, lam=2.0),
     FreeScalar((4, 6), mass=0.5),
     FreeScalar((3, 4, 2), mass=1.2),
-    DoubleWell(2, mass=3.0),
+    DoubleWell(2, extent=4.0, mass=3.0),
     DoubleWell(16, extent=4.0, mass=1.5, coupling=0.7),
     GaussianMixture(((-4.0, 0.0), (4.0, 1.0)), scales=(1.0, 0.5), weights=(0.3, 0.7)),
     GaussianMixture(((0.0, 1.0, 2.0),), scales=(0.8,), weights=(1.0,)),

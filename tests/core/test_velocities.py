@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flowmc.errors import ParameterError
-from flowmc.flows.velocities import FIELD_NETWORKS, FieldNetworkConfig, Velocity, WindowedVelocity, build_layers
+from flowmc.flows.networks import NETWORKS
+from flowmc.flows.velocities import FieldNetworkConfig, Velocity, WindowedVelocity, build_layers
 from flowmc.seeds import torch_generator
 
 Shake = Callable[[torch.nn.Module], None]
@@ -18,7 +19,7 @@ CASES = [("fully_connected", (5,)), ("fully_connected", (2, 3)), ("convolutional
 
 
 def test_every_network_is_tested() -> None:
-    assert {network for network, _ in CASES} == set(FIELD_NETWORKS)
+    assert {network for network, _ in CASES} == set(NETWORKS)
 
 
 @pytest.mark.parametrize("odd", [False, True])
@@ -107,7 +108,7 @@ def test_one_window_is_always_open() -> None:
     assert torch.equal(layers.windows(torch.tensor([0.0, 0.7])), torch.ones(1, 2, 1))
 
 
-@pytest.mark.parametrize("network", FIELD_NETWORKS)
+@pytest.mark.parametrize("network", NETWORKS)
 def test_starts_at_rest(network: str) -> None:
     velocity = WindowedVelocity(FieldNetworkConfig(network, (4, 4), radius=1), (4,), odd=False).prepare()
     assert not velocity(torch.tensor(0.3), torch.randn((3, 4), generator=torch_generator(1))).any()

@@ -88,7 +88,7 @@ WRONG: dict[str, tuple[tuple[str, str], str]] = {
     "a path that is not known": (('kind = "learned"', 'kind = "diffusion"'), "Gaussian mixture"),
     "three hidden layers": (("hidden = [8, 8]", "hidden = [8, 8, 8]"), "two hidden layers"),
     "no sites": (("n_sites = 8", ""), "no n_sites"),
-    "no mass": (("mass = 3.0", ""), "`mass`, which has no default"),
+    "no mass": (("mass = 3.0", ""), "no mass"),
     "exact determinants of a large lattice": (("n_sites = 8", "n_sites = 64"), "at most 32"),
 }
 

@@ -122,7 +122,7 @@ def test_bound_that_holds_passes() -> None:
     assert own_word.detail == "not exact, off by at most 0.001 nats"
     assert 0.5 * TILT < jacobian.value <= TILT * (1 + 1e-6)
     assert jacobian.tolerance == pytest.approx(1e-3 + 1e-8)
-    assert "on 16 draws; 0.001 nats stated" in jacobian.detail
+    assert "on 128 draws; 0.001 nats stated" in jacobian.detail
     # Nothing but the Jacobian is granted the bound.
     strict = [check.tolerance for check in found.checks if check.unit == "nats" and check not in (own_word, jacobian)]
     assert max(strict) == 1e-8
@@ -194,7 +194,7 @@ def test_certificate_prints_the_bound(tilted: Path, flowmc: Command) -> None:
 
 def test_ensemble_prints_the_bound(tilted: Path) -> None:
     summary: Any = inspect(tilted / "hybrid.h5")
-    assert (summary["log_q"]["exact"], summary["log_q"]["bound"], summary["log_q"]["draws"]) == (False, 1e-3, 16)
+    assert (summary["log_q"]["exact"], summary["log_q"]["bound"], summary["log_q"]["draws"]) == (False, 1e-3, 128)
     assert 0 < summary["log_q"]["measured"] <= 1e-3
     assert STATED in format_summary(summary)
     assert inspect(tilted / "hmc.h5")["log_q"] is None
@@ -203,7 +203,7 @@ def test_ensemble_prints_the_bound(tilted: Path) -> None:
 def test_analysis_prints_the_bound(tilted: Path, flowmc: Command) -> None:
     outcome = flowmc("analyze", tilted / "hybrid.h5")
     assert "0.001" in next(line for line in outcome.stdout.splitlines() if "off by at most (nats, stated)" in line)
-    assert " on 16 draws" in next(line for line in outcome.stdout.splitlines() if "off by (nats, measured)" in line)
+    assert " on 128 draws" in next(line for line in outcome.stdout.splitlines() if "off by (nats, measured)" in line)
     assert STATED in outcome.stderr
     comparison = json.loads(flowmc("compare", tilted / "hybrid.h5", tilted / "hmc.h5", "--json").stdout)
     alone = json.loads(flowmc("analyze", tilted / "hybrid.h5", "--json").stdout)
