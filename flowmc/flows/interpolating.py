@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from flowmc.flows.base import DTYPES, Flow
 from flowmc.flows.continuous import ContinuousConfig, ContinuousFlow
 from flowmc.flows.interpolations import Interpolation, InterpolationConfig, build_interpolation
 from flowmc.flows.velocities import FieldNetworkConfig, WindowedVelocity
-from flowmc.theories import Theory
+from flowmc.theories import SmoothTheory, Theory
 
 __all__ = ["InterpolatingConfig", "InterpolatingFlow"]
 
@@ -37,6 +38,9 @@ class InterpolatingConfig(ContinuousConfig):
         Steps of the trajectories on which the continuity equation is trained.
     residual_times
         Number of times on each trajectory at which its residual is taken, chosen at random; 0 is all of them.
+    residual_spread
+        How far from the trajectories the residual is taken: at their fields times 1 + spread · ξ, with ξ standard normal.
+        At 0 nothing is learned where no trajectory goes, also not that a part of the target lies there.
     z2
         Whether velocity and path are exactly symmetric under φ → −φ, at twice the cost.
 
@@ -50,6 +54,7 @@ class InterpolatingConfig(ContinuousConfig):
     interpolation: InterpolationConfig = field(default_factory=InterpolationConfig)
     trajectory_steps: int = 20
     residual_times: int = 0
+    residual_spread: float = 0.1
     z2: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +69,18 @@ class InterpolatingConfig(ContinuousConfig):
                 expected="at least one step, and at most one time more than steps",
                 fix="correct the values",
             )
+        if not 0 <= self.residual_spread < inf:
+            raise ParameterError(
+                got=f"residual_spread = {self.residual_spread}",
+                expected="a finite number, at least 0",
+                fix="correct it",
+            )
+
+
+def _is_even(theory: SmoothTheory) -> bool:
+    """Return whether the action is the same under φ → −φ, at a few random fields."""
+    field = torch.randn(8, *theory.field_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.allclose(theory.action(field), theory.action(-field))
 
 
 class InterpolatingFlow(ContinuousFlow):
@@ -79,8 +96,8 @@ class InterpolatingFlow(ContinuousFlow):
     Raises
     ------
     ParameterError
-        As for `ContinuousFlow`, or if networks are invariant under translations and the theory is not, or the path does
-        not lead to it.
+        As for `ContinuousFlow`, or if networks are invariant under translations or φ → −φ and the theory is not, or the
+        path does not lead to it.
     """
 
     kind: ClassVar[str] = "interpolating"
@@ -97,6 +114,12 @@ class InterpolatingFlow(ContinuousFlow):
                     expected="a theory that is invariant under translations, as they are",
                     fix='set network = "fully_connected"',
                 )
+        if config.z2 and isinstance(theory, SmoothTheory) and not _is_even(theory):
+            raise ParameterError(
+                got=f"z2 = true for the theory {theory.name!r}, whose action changes under φ → −φ",
+                expected="an even action: the flow would give both signs the same weight",
+                fix="set z2 = false",
+            )
         self.velocity = WindowedVelocity(config.networks, theory.shape, odd=config.z2)
         self.interpolation = build_interpolation(config.interpolation, theory.shape, even=config.z2)
         self.interpolation.check(self.base, theory)

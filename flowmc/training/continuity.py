@@ -6,8 +6,9 @@ Along trajectories of the present velocity, which are not differentiated, the re
     L = mean over times and trajectories of |E| + E²,
 
 in velocity, path and C(t) together. If E vanishes everywhere, the flow carries the base to the target. It is only tested
-where the flow goes, so that a small loss by itself does not show that no mode was missed; but no divergence between
-densities is minimised, and to leave a mode out is no gain in itself, as it is for the reverse one.
+where the flow goes, so that a small loss by itself does not show that no mode was missed: a learned path may build a wall
+within which all is consistent. No divergence between densities is minimised, so that E may be tested on any fields: with
+`residual_spread` also on fields away from the trajectories, which see what lies behind such a wall.
 
 References
 ----------
@@ -74,6 +75,9 @@ def _on_trajectories(
                 : flow.config.residual_times
             ]
             times, fields = times[chosen], fields[chosen]
+        if flow.config.residual_spread:
+            noise = torch.randn(fields.shape[:2], generator=generator, dtype=fields.dtype, device=fields.device)
+            fields = fields * (1 + flow.config.residual_spread * noise).unsqueeze(2)
     found = residual(flow, theory, times.repeat_interleave(size), fields.flatten(0, 1))
     value = (found.abs() + found * found).sum(dtype=torch.float64) / (n * len(times))
     return Loss(value, value.new_empty(0))

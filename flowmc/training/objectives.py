@@ -278,6 +278,7 @@ def choose_objective(name: str, flow: Flow, theory: Theory, n: int) -> Objective
                 expected=f"a flow of kind {InterpolatingFlow.kind!r}: it has a velocity and a path of densities",
                 fix='take objective = "reverse_kl"',
             )
+        flow.interpolation.check(flow.base, theory)
         return continuity
     if name == "reinforce" and n < 2:
         raise ParameterError(

@@ -100,7 +100,8 @@ def train(
     config.require_samples(given=samples is not None)
     given = None if samples is None else Samples(samples, theory)
     descent = _Descent(config, config.reverse_objective(flow, theory), given)
-    config.theory_at(1, theory)
+    # The first theory of the annealing is the one least like the last.
+    config.reverse_objective(flow, config.theory_at(1, theory))
     if config.compile:
         check_compilable(flow)
     files = TrainingFiles(output)

@@ -29,7 +29,12 @@ from flowmc.training import (
     train,
 )
 
-SMALL: dict[str, object] = {"kind": "interpolating", "networks": {"hidden": [6, 5], "windows": 2}, "dtype": "float64"}
+SMALL: dict[str, object] = {
+    "kind": "interpolating",
+    "networks": {"hidden": [6, 5], "windows": 2},
+    "residual_spread": 0.0,
+    "dtype": "float64",
+}
 WELL = DoubleWell(4, 4.0, 1.5)
 CONFIG = TrainingConfig(
     objective="continuity", steps=20, batch_size=16, checkpoint_every=10, log_every=5, warmup_steps=5, seed=2
@@ -179,13 +184,19 @@ class TestContinuity:
             assert weight.grad is not None, name
             assert weight.grad.any(), name
 
-    def test_trajectories_are_not_differentiated(self) -> None:
-        flow = shaken({**SMALL, "trajectory_steps": 5})
+    @pytest.mark.parametrize("spread", [0.0, 0.3])
+    def test_trajectories_are_not_differentiated(self, spread: float) -> None:
+        flow = shaken({**SMALL, "trajectory_steps": 5, "residual_spread": spread})
         (piece,) = continuity(flow, WELL, 8, torch_generator(1))
+        generator = torch_generator(1)
         with torch.no_grad():
-            points = list(flow.trajectory(flow.base.draw(8, torch_generator(1)), 5))
+            points = list(flow.trajectory(flow.base.draw(8, generator), 5))
         times = torch.tensor([time for time, _ in points], dtype=torch.float64).repeat_interleave(8)
-        found = residual(flow, WELL, times, torch.cat([field for _, field in points]))
+        fields = torch.cat([field for _, field in points])
+        if spread:
+            # Each field is stretched or squeezed as a whole.
+            fields = fields * (1 + spread * torch.randn(6, 8, generator=generator, dtype=torch.float64).reshape(48, 1))
+        found = residual(flow, WELL, times, fields)
         fixed = Loss((found.abs() + found**2).mean(), piece.log_w)
         np.testing.assert_allclose(summed_gradient(flow, [piece]), summed_gradient(flow, [fixed]), rtol=1e-12)
 
@@ -255,6 +266,14 @@ class TestContinuity:
         assert fingerprint(flows[2]) == fingerprint(flows[0])
         assert TrainingFiles(parts).log.read_text().count("\n") == 5
 
+    def test_annealing_off_the_path_is_refused_before_the_first_step(self, tmp_path: Path) -> None:
+        mixture = GaussianMixture(((2.5, 0.0), (-2.5, 0.0)), (0.7, 0.7), (0.4, 0.6))
+        flow = build_flow({**SMALL, "interpolation": {"kind": "diffusion"}}, mixture)
+        config = replace(CONFIG, annealing=0.5, annealing_path="temperature")
+        with pytest.raises(ParameterError, match="leave out `annealing`"):
+            train(flow, mixture, config, tmp_path / "flow.safetensors")
+        assert not list(tmp_path.iterdir())
+
     def test_other_flows_are_refused(self) -> None:
         theory = Phi4((4, 4), m2=-4.0, lam=8.0)
         with pytest.raises(ParameterError, match="interpolating"):
@@ -302,6 +321,8 @@ class TestConfig:
             {"log_q_bound": 5.0},
             {"trajectory_steps": 0},
             {"residual_times": 30},
+            {"residual_spread": -0.1},
+            {"residual_spread": float("nan")},
             {"dtype": "float16"},
         ],
         ids=str,
@@ -326,6 +347,12 @@ class TestConfig:
         mixture = GaussianMixture(((2.5, 0.0), (-2.5, 0.0)), (0.7, 0.7), (0.4, 0.6))
         with pytest.raises(ParameterError, match="invariant under translations"):
             build_flow({**SMALL, "networks": {"network": "convolutional"}}, mixture)
+
+    def test_reflections_need_an_even_action(self) -> None:
+        even, uneven = (GaussianMixture(((2.5, 0.0), (-2.5, 0.0)), (0.7, 0.7), w) for w in ((0.5, 0.5), (0.4, 0.6)))
+        build_flow({**SMALL, "z2": True}, even)
+        with pytest.raises(ParameterError, match="even action"):
+            build_flow({**SMALL, "z2": True}, uneven)
 
     def test_angles_are_refused(self) -> None:
         with pytest.raises(Exception, match="angle"):
