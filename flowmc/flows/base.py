@@ -66,6 +66,8 @@ class Flow(torch.nn.Module, abc.ABC):
     # Attributes of the class for nearly all; an instance whose configuration decides sets its own.
     exact: bool = True
     log_q_bound: float = 0.0
+    largest_batch: int = 1024
+    """Fields per pass in production: enough to amortise the call, few enough that what it makes stays in caches."""
 
     def __init__(self, theory: Theory, config: Any) -> None:
         super().__init__()

@@ -29,6 +29,8 @@ from flowmc.theories import Theory
 __all__ = ["ContinuousConfig", "ContinuousFlow"]
 
 CONTINUOUS_BASES = ("free_field", "generalised_gaussian")
+MATRIX_ROWS = 4096
+"""Sites of all fields that are carried at once where Jacobians are made."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ class ContinuousFlow(TransportFlow):
         self._integrator = choose_integrator(config.integrator, theory.volume)
         self.exact = self._integrator.exact
         self.log_q_bound = 0.0 if self.exact else config.log_q_bound
+        if self._integrator.largest_volume:
+            # Matrices of more fields fall out of the caches.
+            self.largest_batch = max(1, MATRIX_ROWS // theory.volume)
         self.base = self._build_base(theory, config)
 
     @staticmethod

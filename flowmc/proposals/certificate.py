@@ -14,7 +14,7 @@ every proposal is measured before production, and refused with the reason if a c
 - repetition: the same call twice, and training-mode layers or random trace estimates give themselves away;
 - batch size: the same fields in a batch, in halves and alone;
 - log-determinant against the full Jacobian of the discrete map as run, at a few points (V ≤ 4096);
-- finite fields and log q on 10⁴ draws;
+- finite fields and log q on 10⁴ draws, or as many as half a minute allows;
 - the dtype, and the proposal's own word: that log q is exact, or by how many nats it is off at most.
 
 A proposal that says its log q is not exact may be off by what it states, at most `LARGEST_BOUND`, in one check only: the
@@ -24,6 +24,7 @@ the trace of the velocity makes the same error both ways. Where the error cannot
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -48,7 +49,11 @@ JACOBIAN_DRAWS = 3
 FEWEST_INEXACT, MOST_INEXACT, INEXACT_ROWS = 16, 128, 4096
 # Two-sided probability 6e-7 a score: a good flow fails about once in a hundred thousand certificates.
 CLOSURE_SCORE = 5.0
-CLOSURE_DRAWS = 2000
+# Draws of each part, the most and the fewest, and the seconds within which a slow proposal is to have made them.
+FINITE_DRAWS, COMPARED_DRAWS, CLOSURE_DRAWS = (10_000, 1000, 20.0), (512, 128, 15.0), (2000, 250, 40.0)
+# Evaluations of log q on each: repeated and in halves; at both ends of three directions.
+COMPARISONS, CLOSURE_EVALUATIONS = 3, 6
+TIMED_DRAWS = 64
 # Largest tolerated discrepancies in nats: rounding of a deep network in its own precision, with a margin of ten over
 # what 32 coupling layers show (forward against inverse pass, the worst case), and of a log-determinant summed in it.
 TOLERANCES = {"float32": 2e-2, "float64": 1e-8}
@@ -164,8 +169,8 @@ def certify(
     proposal: Proposal,
     seed: int,
     *,
-    n_finite: int = 10_000,
-    n_compare: int = 512,
+    n_finite: int | None = None,
+    n_compare: int | None = None,
     n_jacobian: int | None = None,
     tolerance: float | None = None,
 ) -> Certificate:
@@ -178,9 +183,9 @@ def certify(
     seed
         Seed of the draws.
     n_finite
-        Draws that must be finite.
+        Draws that must be finite; by default 10 000, of a slow proposal as many as half a minute allows, at least 1000.
     n_compare
-        Draws on which log densities are compared.
+        Draws on which log densities are compared; by default 512, in the same way at least 128.
     n_jacobian
         Points at which the full Jacobian is taken, for transport proposals with V ≤ 4096; by default 3, or for one that
         says its log q is not exact 4096 / V, from 16 to 128: the largest error in production exceeds what is found.
@@ -196,6 +201,10 @@ def certify(
     metadata = proposal.metadata
     limit = TOLERANCES[metadata.dtype] if tolerance is None else tolerance
     space = SPACES[metadata.space]
+    of_draw, of_log_q = _seconds(proposal, fold(seed, "repetition"))
+    n_finite = n_finite or _affordable(FINITE_DRAWS, of_draw)
+    n_compare = n_compare or _affordable(COMPARED_DRAWS, COMPARISONS * of_log_q)
+    n_closure = _affordable(CLOSURE_DRAWS, CLOSURE_EVALUATIONS * of_log_q)
     fields, log_q = proposal.sample(fold(seed, "finite"), n_finite)
     finite = np.isfinite(log_q) & space.contains(fields.reshape(n_finite, -1))
     bad = int(n_finite - np.count_nonzero(finite))
@@ -208,7 +217,7 @@ def certify(
     if len(fields):
         checks += _density_checks(proposal, fields[:n_compare], log_q[:n_compare], limit)
         if metadata.full_support or metadata.space != "real":
-            checks.append(_closure(proposal, fields[:CLOSURE_DRAWS], fold(seed, "closure")))
+            checks.append(_closure(proposal, fields[:n_closure], fold(seed, "closure")))
         checks.append(_repetition(proposal, fold(seed, "repetition"), min(n_compare, 64)))
     if metadata.space == "spin" and np.prod(metadata.event_shape) <= ENUMERATED_SITES:
         checks.append(_normalisation(proposal, limit))
@@ -225,6 +234,24 @@ def certify(
         checks += _block_checks(proposal, fields, fold(seed, "blocks"), limit)
     bound = metadata.log_q_bound if metadata.states_a_bound else None
     return Certificate(metadata.fingerprint, metadata.dtype, tuple(checks), metadata.exact, bound, draws)
+
+
+def _seconds(proposal: Proposal, seed: int) -> tuple[float, float]:
+    """Return the seconds that a draw takes and that log q of a field takes, without what the first call takes longer."""
+    took = []
+    for _ in range(2):
+        began = time.perf_counter()
+        fields, _ = proposal.sample(seed, TIMED_DRAWS)
+        drawn = time.perf_counter()
+        proposal.log_prob(fields)
+        took.append(((drawn - began) / TIMED_DRAWS, (time.perf_counter() - drawn) / TIMED_DRAWS))
+    return took[-1]
+
+
+def _affordable(draws: tuple[int, int, float], seconds: float) -> int:
+    """Return how many draws are made, (most, fewest, seconds for all), of which each takes so many seconds."""
+    most, fewest, allowed = draws
+    return most if seconds * most <= allowed else max(fewest, int(allowed / seconds))
 
 
 def _own_word(metadata: ProposalMetadata) -> Check:

@@ -15,9 +15,6 @@ from flowmc.seeds import torch_generator
 
 __all__ = ["BlockFlowProposal", "FlowProposal", "TransportFlowProposal", "as_proposal"]
 
-# Draws per call of the network: large enough to amortise the call, small enough that activations stay in cache.
-CHUNK = 1024
-
 
 class FlowProposal:
     """Wrap a flow for production: evaluation mode, no gradients, NumPy in and out.
@@ -53,18 +50,19 @@ class FlowProposal:
         with torch.inference_mode():
             # One generator for the call, and chunks of one size: the draws depend on (seed, n) alone.
             generator = torch_generator(seed, device=self._flow.device)
-            for start in range(0, n, CHUNK):
-                field, log_q = self._flow.sample(min(CHUNK, n - start), generator)
+            for start in range(0, n, self._flow.largest_batch):
+                field, log_q = self._flow.sample(min(self._flow.largest_batch, n - start), generator)
                 fields.append(field.cpu().numpy())
                 log_qs.append(log_q.cpu().numpy())
         return np.concatenate(fields), np.concatenate(log_qs)
 
     def log_prob(self, field: NDArray[Any]) -> NDArray[np.float64]:
         """Return log q of fields; see `Proposal.log_prob`."""
+        size = self._flow.largest_batch
         with torch.inference_mode():
             parts = [
-                self._flow.log_prob(self._tensor(field[start : start + CHUNK])).cpu().numpy()
-                for start in range(0, len(field), CHUNK)
+                self._flow.log_prob(self._tensor(field[start : start + size])).cpu().numpy()
+                for start in range(0, len(field), size)
             ]
         return np.concatenate(parts)
 

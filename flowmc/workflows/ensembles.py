@@ -104,6 +104,8 @@ def sample_ensemble(
         )
     seed = _run_seed(settings)
     torch.set_num_threads(settings.threads)
+    if settings.needs_flow:
+        display.say(f"{settings.kernel}: certifying the flow")
     flow = _read_flow(config.theory, settings, flow_path, seed) if settings.needs_flow else None
     cycle = build_cycle(config.theory, settings, seed, flow.proposal if flow else None)
     wanted = _describe_stream(cycle, settings, seed)
