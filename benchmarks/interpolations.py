@@ -117,11 +117,17 @@ def draw_figures(
         drawn.append(figures / "interpolations_paths.png")
         draw_mixture_paths(ways, drawn[-1], n=100)
     labels = {}
-    for mass, method in ((1.5, "learned"), (3.0, "learned"), (3.0, "uneven")):
+    drawn_wells = {
+        "m = 1.5": (1.5, "learned"),
+        "m = 3": (3.0, "learned"),
+        "m = 3, on trajectories only": (3.0, "along"),
+        "m = 3, no Z2": (3.0, "uneven"),
+    }
+    for label, (mass, method) in drawn_wells.items():
         seeds = SEEDS[:1] if quick else SEEDS
         files = [file(name) for seed in seeds if (name := well_name(16, mass, method, seed)) in known]
         if files:
-            labels[f"m = {mass:g}" + (", no Z2" if method == "uneven" else "")] = files
+            labels[label] = files
     if labels:
         drawn.append(figures / "interpolations_well_paths.png")
         draw_well_paths(labels, drawn[-1], n=n // 4)

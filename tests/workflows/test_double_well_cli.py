@@ -20,7 +20,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "double_well.toml"
 SMALL = (
     ("n_sites = 8", "n_sites = 4"),
     ("mass = 3.0", "mass = 1.5"),
-    ("\nsteps = 5 ", "\nsteps = 2 "),
+    ("\nsteps = 10 ", "\nsteps = 4 "),
     ("trajectory_steps = 20", "trajectory_steps = 8"),
     ("residual_times = 8", "residual_times = 4"),
     ("hidden = [8, 8]", "hidden = [3, 3]"),
@@ -84,7 +84,7 @@ def test_example_runs_from_end_to_end_on_four_sites(tmp_path: Path, flowmc: Comm
 
 
 WRONG: dict[str, tuple[tuple[str, str], str]] = {
-    "adaptive steps": (('integrator = "rk4"', 'integrator = "dopri5"'), "fixed steps"),
+    "adaptive steps": (('integrator = "midpoint"', 'integrator = "dopri5"'), "fixed steps"),
     "a path that is not known": (('kind = "learned"', 'kind = "diffusion"'), "Gaussian mixture"),
     "three hidden layers": (("hidden = [8, 8]", "hidden = [8, 8, 8]"), "two hidden layers"),
     "no sites": (("n_sites = 8", ""), "no n_sites"),
