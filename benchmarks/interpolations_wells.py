@@ -241,7 +241,7 @@ def _gap_table(qualities: Qualities) -> Table:
 def well_claims(qualities: Qualities, *, quick: bool) -> list[Claim]:
     """Hold the flows against exact values.
 
-    A smoke run is not judged, nor what others are compared with (`CONTRASTS`) by more than its bound and the alarm.
+    A smoke run is not judged, and what others are compared with (`CONTRASTS`) only by bound, minutes and the alarm.
     """
     claims = []
     for (sites, mass, method), found in qualities.items():

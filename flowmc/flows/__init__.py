@@ -111,7 +111,7 @@ def load_flow(path: Path, theory: Theory | None = None) -> tuple[Flow, SavedFlow
             expected=f"the weights of {saved.flow}",
             fix="the file was altered: train again",
         ) from error
-    if (found := saved.measured_fingerprint()) != saved.fingerprint:
+    if (found := fingerprint(flow)) != saved.fingerprint:
         raise FlowFileError(
             got=f"{path} with fingerprint {found[:16]}...",
             expected=f"{saved.fingerprint[:16]}..., as its header says",

@@ -116,7 +116,7 @@ class ContinuousFlow(TransportFlow):
         self.log_q_bound = 0.0 if self.exact else config.log_q_bound
         if self._integrator.largest_volume:
             # Matrices of more fields fall out of the caches.
-            self.largest_batch = max(1, MATRIX_ROWS // theory.volume)
+            self.largest_batch = min(type(self).largest_batch, MATRIX_ROWS // theory.volume)
         self.base = self._build_base(theory, config)
 
     @staticmethod

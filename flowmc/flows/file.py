@@ -40,13 +40,9 @@ def fingerprint(flow: Flow) -> str:
     Weights are hashed in double precision, which float32 enters exactly: a flow that is only run in a wider type keeps
     its fingerprint.
     """
-    return _fingerprint(describe_flow(flow), flow.theory, flow.state_dict())
-
-
-def _fingerprint(description: Mapping[str, Any], theory: Theory, tensors: Mapping[str, Tensor]) -> str:
-    code_id = {"format": FORMAT, "flow": description, "theory": theory.describe()}
+    code_id = {"format": FORMAT, "flow": describe_flow(flow), "theory": flow.theory.describe()}
     digest = hashlib.sha256(json.dumps(code_id, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(flow.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().to(torch.float64).contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -121,13 +117,6 @@ class SavedFlow:
     fingerprint: str
     training: dict[str, Any] = field(default_factory=dict)
     """How it was trained: configuration, steps, seconds, ESS at the end."""
-
-    def measured_fingerprint(self) -> str:
-        """Return the fingerprint of what was read, which is that of the header unless the file was altered.
-
-        It is that of the description in the file: one of a later version has more hyper-parameters, with their defaults.
-        """
-        return _fingerprint(self.flow, self.theory, self.tensors)
 
     @classmethod
     def read(cls, path: Path, theory: Theory | None = None) -> SavedFlow:

@@ -14,8 +14,10 @@ every proposal is measured before production, and refused with the reason if a c
 - repetition: the same call twice, and training-mode layers or random trace estimates give themselves away;
 - batch size: the same fields in a batch, in halves and alone;
 - log-determinant against the full Jacobian of the discrete map as run, at a few points (V ≤ 4096);
-- finite fields and log q on 10⁴ draws, or as many as half a minute allows;
+- finite fields and log q on 10⁴ draws;
 - the dtype, and the proposal's own word: that log q is exact, or by how many nats it is off at most.
+
+Slow proposals are measured on fewer draws, as many as a minute or so allows: details of the checks say how many.
 
 A proposal that says its log q is not exact may be off by what it states, at most `LARGEST_BOUND`, in one check only: the
 log-determinant against the full Jacobian. That forward and reverse agree proves nothing there, for an integrator with
@@ -26,7 +28,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +37,9 @@ from flowmc.errors import CertificateError
 from flowmc.flows.base import LARGEST_BOUND
 from flowmc.proposals.base import BlockProposal, Proposal, ProposalMetadata, TransportProposal
 from flowmc.proposals.blocks import measure_blocks
-from flowmc.proposals.closure import CLOSURES, ENUMERATED_SITES, Identity, total_probability
+from flowmc.proposals.closure import CLOSURES, ENUMERATED_SITES, EVALUATIONS, Identity, total_probability
 from flowmc.seeds import fold
-from flowmc.theories import SPACES
+from flowmc.theories import SPACES, FieldSpace
 
 __all__ = ["LARGEST_BOUND", "Certificate", "Check", "certify"]
 
@@ -49,14 +51,32 @@ JACOBIAN_DRAWS = 3
 FEWEST_INEXACT, MOST_INEXACT, INEXACT_ROWS = 16, 128, 4096
 # Two-sided probability 6e-7 a score: a good flow fails about once in a hundred thousand certificates.
 CLOSURE_SCORE = 5.0
-# Draws of each part, the most and the fewest, and the seconds within which a slow proposal is to have made them.
-FINITE_DRAWS, COMPARED_DRAWS, CLOSURE_DRAWS = (10_000, 1000, 20.0), (512, 128, 15.0), (2000, 250, 40.0)
-# Evaluations of log q on each: repeated and in halves; at both ends of three directions.
-COMPARISONS, CLOSURE_EVALUATIONS = 3, 6
 TIMED_DRAWS = 64
+# Evaluations of log q where densities are compared: once, repeated, and in halves.
+COMPARISONS = 3
 # Largest tolerated discrepancies in nats: rounding of a deep network in its own precision, with a margin of ten over
 # what 32 coupling layers show (forward against inverse pass, the worst case), and of a log-determinant summed in it.
 TOLERANCES = {"float32": 2e-2, "float64": 1e-8}
+
+
+class _Number(NamedTuple):
+    """How many draws a check is made on: fewer than the most for a slow proposal, whose certificate would take hours."""
+
+    most: int
+    fewest: int
+    seconds: float
+    """Within which they are to be made, unless there would be fewer than the fewest."""
+
+    def affordable(self, seconds: float) -> int:
+        """Return how many, if each takes so many seconds."""
+        if seconds * self.most <= self.seconds:
+            return self.most
+        return max(self.fewest, int(self.seconds / seconds))
+
+
+FINITE = _Number(10_000, 1000, 20.0)
+COMPARED = _Number(512, 128, 15.0)
+CLOSURE = _Number(2000, 250, 40.0)
 ADVICE_ON_BOUNDS = ", or take more steps of the integrator, or an exact one, or state a `log_q_bound` that holds"
 
 
@@ -183,9 +203,10 @@ def certify(
     seed
         Seed of the draws.
     n_finite
-        Draws that must be finite; by default 10 000, of a slow proposal as many as half a minute allows, at least 1000.
+        Draws that must be finite; by default 10 000, of a slow proposal as many as 20 seconds allow, at least 1000. The
+        identities are measured on 2000 of them, or as many as 40 seconds allow, at least 250.
     n_compare
-        Draws on which log densities are compared; by default 512, in the same way at least 128.
+        Draws on which log densities are compared; by default 512, or as many as 15 seconds allow, at least 128.
     n_jacobian
         Points at which the full Jacobian is taken, for transport proposals with V ≤ 4096; by default 3, or for one that
         says its log q is not exact 4096 / V, from 16 to 128: the largest error in production exceeds what is found.
@@ -201,12 +222,11 @@ def certify(
     metadata = proposal.metadata
     limit = TOLERANCES[metadata.dtype] if tolerance is None else tolerance
     space = SPACES[metadata.space]
-    of_draw, of_log_q = _seconds(proposal, fold(seed, "repetition"))
-    n_finite = n_finite or _affordable(FINITE_DRAWS, of_draw)
-    n_compare = n_compare or _affordable(COMPARED_DRAWS, COMPARISONS * of_log_q)
-    n_closure = _affordable(CLOSURE_DRAWS, CLOSURE_EVALUATIONS * of_log_q)
+    of_draw, of_log_q = _seconds(proposal, fold(seed, "timing"))
+    n_finite = FINITE.affordable(of_draw) if n_finite is None else n_finite
+    n_compare = COMPARED.affordable(COMPARISONS * of_log_q) if n_compare is None else n_compare
     fields, log_q = proposal.sample(fold(seed, "finite"), n_finite)
-    finite = np.isfinite(log_q) & space.contains(fields.reshape(n_finite, -1))
+    finite = _sound(fields, log_q, space)
     bad = int(n_finite - np.count_nonzero(finite))
     checks = [
         Check("finite draws", bad, 0, "draws", bad == 0, f"{n_finite} draws"),
@@ -217,6 +237,7 @@ def certify(
     if len(fields):
         checks += _density_checks(proposal, fields[:n_compare], log_q[:n_compare], limit)
         if metadata.full_support or metadata.space != "real":
+            n_closure = CLOSURE.affordable(EVALUATIONS[metadata.space] * of_log_q)
             checks.append(_closure(proposal, fields[:n_closure], fold(seed, "closure")))
         checks.append(_repetition(proposal, fold(seed, "repetition"), min(n_compare, 64)))
     if metadata.space == "spin" and np.prod(metadata.event_shape) <= ENUMERATED_SITES:
@@ -238,20 +259,23 @@ def certify(
 
 def _seconds(proposal: Proposal, seed: int) -> tuple[float, float]:
     """Return the seconds that a draw takes and that log q of a field takes, without what the first call takes longer."""
-    took = []
+    of_draw = of_log_q = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        fields, _ = proposal.sample(seed, TIMED_DRAWS)
-        drawn = time.perf_counter()
-        proposal.log_prob(fields)
-        took.append(((drawn - began) / TIMED_DRAWS, (time.perf_counter() - drawn) / TIMED_DRAWS))
-    return took[-1]
+        fields, log_q = proposal.sample(seed, TIMED_DRAWS)
+        of_draw = (time.perf_counter() - began) / TIMED_DRAWS
+        fields = fields[_sound(fields, log_q, SPACES[proposal.metadata.space])]
+        if len(fields):
+            began = time.perf_counter()
+            proposal.log_prob(fields)
+            of_log_q = (time.perf_counter() - began) / len(fields)
+    return of_draw, of_log_q
 
 
-def _affordable(draws: tuple[int, int, float], seconds: float) -> int:
-    """Return how many draws are made, (most, fewest, seconds for all), of which each takes so many seconds."""
-    most, fewest, allowed = draws
-    return most if seconds * most <= allowed else max(fewest, int(allowed / seconds))
+def _sound(fields: NDArray[Any], log_q: NDArray[np.float64], space: FieldSpace) -> NDArray[np.bool_]:
+    """Return which draws have finite log q and lie in the space."""
+    sound: NDArray[np.bool_] = np.isfinite(log_q) & space.contains(fields.reshape(len(fields), -1))
+    return sound
 
 
 def _own_word(metadata: ProposalMetadata) -> Check:

@@ -23,6 +23,7 @@ from flowmc.theories.u1 import link_gradient, plaquette_angles
 __all__ = [
     "CLOSURES",
     "ENUMERATED_SITES",
+    "EVALUATIONS",
     "Identity",
     "angle_closure",
     "flip_identities",
@@ -249,6 +250,8 @@ def _instanton(time: int, space: int) -> Array:
     return links
 
 
+EVALUATIONS = {"angle": 15, "real": 6, "spin": 6}
+"""How often the identities of each space need log q of all draws."""
 CLOSURES: dict[str, Callable[[Proposal, NDArray[Any], int], dict[str, Identity]]] = {
     "angle": angle_closure,
     "real": real_closure,

@@ -48,7 +48,7 @@ class FlowProposal:
             raise ParameterError(got=f"n = {n} draws", expected="at least one", fix="ask for a positive number")
         fields, log_qs = [], []
         with torch.inference_mode():
-            # One generator for the call, and chunks of one size: the draws depend on (seed, n) alone.
+            # One generator for the call, and chunks of the flow's size: the draws depend on (seed, n) alone.
             generator = torch_generator(seed, device=self._flow.device)
             for start in range(0, n, self._flow.largest_batch):
                 field, log_q = self._flow.sample(min(self._flow.largest_batch, n - start), generator)

@@ -237,10 +237,14 @@ class TrainingConfig:
         Raises
         ------
         ParameterError
-            If it cannot train the flow for the theory.
+            If it cannot train the flow for the theory and for that of the first step, which annealing makes another, or
+            the theory cannot be annealed.
         """
+        first = self.theory_at(1, theory)
         if self.objective == FORWARD_KL:
             return None
+        if first is not theory:
+            choose_objective(self.objective, flow, first, self.batch_size)
         return choose_objective(self.objective, flow, theory, self.batch_size)
 
     def identity(self) -> dict[str, Any]:

@@ -5,10 +5,11 @@ Along trajectories of the present velocity, which are not differentiated, the re
 
     L = mean over times and trajectories of |E| + E²,
 
-in velocity, path and C(t) together. If E vanishes everywhere, the flow carries the base to the target. It is only tested
-where the flow goes, so that a small loss by itself does not show that no mode was missed: a learned path may build a wall
-within which all is consistent. No divergence between densities is minimised, so that E may be tested on any fields: with
-`residual_spread` also on fields away from the trajectories, which see what lies behind such a wall.
+in velocity, path and C(t) together. If E vanishes everywhere, the flow carries the base to the target. Tested where the
+flow goes only, a small loss by itself does not show that nothing was missed: a learned path may build a wall within which
+all is consistent. E may be tested on any fields, as no divergence between densities is minimised: by `residual_spread`
+each field is stretched or squeezed before, which shows what lies just behind such a wall; not, what lies far from it or
+aside.
 
 References
 ----------
@@ -55,15 +56,13 @@ def residual(flow: InterpolatingFlow, theory: SmoothTheory, time: Tensor, field:
 
 
 def continuity(flow: Flow, theory: Theory, n: int, generator: torch.Generator, micro_batch: int = 0) -> Iterator[Loss]:
-    """Yield the mean of |E| + E² on trajectories of the flow; parameters as for `flowmc.training.reverse_kl`."""
+    """Yield the mean of |E| + E² on or near trajectories of the flow; parameters as for `flowmc.training.reverse_kl`."""
     interpolating, smooth = cast(InterpolatingFlow, flow), cast(SmoothTheory, theory)
     for size in pieces(n, micro_batch):
-        yield _on_trajectories(interpolating, smooth, size, n, generator)
+        yield _on_batch(interpolating, smooth, size, n, generator)
 
 
-def _on_trajectories(
-    flow: InterpolatingFlow, theory: SmoothTheory, size: int, n: int, generator: torch.Generator
-) -> Loss:
+def _on_batch(flow: InterpolatingFlow, theory: SmoothTheory, size: int, n: int, generator: torch.Generator) -> Loss:
     steps = flow.config.trajectory_steps
     with torch.no_grad():
         latent = flow.base.draw(size, generator)

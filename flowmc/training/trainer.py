@@ -100,8 +100,6 @@ def train(
     config.require_samples(given=samples is not None)
     given = None if samples is None else Samples(samples, theory)
     descent = _Descent(config, config.reverse_objective(flow, theory), given)
-    # The first theory of the annealing is the one least like the last.
-    config.reverse_objective(flow, config.theory_at(1, theory))
     if config.compile:
         check_compilable(flow)
     files = TrainingFiles(output)
@@ -187,7 +185,7 @@ class _Batch(NamedTuple):
             if values is not None:
                 bad = int((~torch.isfinite(values)).sum())
                 found.append(f"{what} is not finite for {bad} of {len(values)} {where}")
-        return "; ".join(found) or "the residual of the continuity equation is not finite somewhere on a trajectory"
+        return "; ".join(found) or "the residual of the continuity equation is not finite at some field"
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,7 @@ def sample_ensemble(
         )
     seed = _run_seed(settings)
     torch.set_num_threads(settings.threads)
-    if settings.needs_flow:
-        display.say(f"{settings.kernel}: certifying the flow")
-    flow = _read_flow(config.theory, settings, flow_path, seed) if settings.needs_flow else None
+    flow = _read_flow(config.theory, settings, flow_path, seed, display) if settings.needs_flow else None
     cycle = build_cycle(config.theory, settings, seed, flow.proposal if flow else None)
     wanted = _describe_stream(cycle, settings, seed)
     if exists:
@@ -148,7 +146,7 @@ def _run_seed(settings: SamplingConfig) -> int:
     return fold(settings.seed, "sampling", settings.kernel)
 
 
-def _read_flow(theory: Theory, settings: SamplingConfig, path: Path | None, seed: int) -> _Flow:
+def _read_flow(theory: Theory, settings: SamplingConfig, path: Path | None, seed: int, display: Display) -> _Flow:
     if path is None:
         raise ConfigError(
             got=f"kernel = {settings.kernel!r} without a flow",
@@ -158,6 +156,7 @@ def _read_flow(theory: Theory, settings: SamplingConfig, path: Path | None, seed
     flow, saved = load_flow(path)
     check_theory(saved, theory, path)
     proposal = for_production(flow, settings.precision, settings.device)
+    display.say(f"{settings.kernel}: certifying the flow")
     certificate = certify(proposal, fold(seed, "certificate"))
     certificate.require()
     facts = {

@@ -67,6 +67,19 @@ class TestExactness:
         }
         assert passed == {1e-7: False, 5e-2: True}
 
+    def test_production_makes_matrices_of_few_fields_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        flow = shaken({**SMALL, "steps": 2}, DoubleWell(16, 4.0, 1.5))
+        sizes, forward = [], flow.forward
+
+        def seen(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            sizes.append(len(latent))
+            return forward(latent)
+
+        monkeypatch.setattr(flow, "forward", seen)
+        fields, log_q = as_proposal(flow).sample(1, 600)
+        assert sizes == [256, 256, 88]
+        assert len(fields) == len(log_q) == 600
+
     def test_draws_converge_with_the_steps(self) -> None:
         # All of the same weights: the exact log q of finer and finer maps approaches one density.
         latent = shaken(SMALL).base.draw(50, torch_generator(1))

@@ -62,14 +62,3 @@ def test_weights_that_were_altered_are_named_as_such(tmp_path: Path) -> None:
     write_tensors(path, {**tensors, name: tensors[name] + torch.tensor(1e-3)}, header)
     with pytest.raises(FlowFileError, match="altered"):
         load_flow(path)
-
-
-def test_of_before_a_hyper_parameter_is_read_with_its_default(tmp_path: Path) -> None:
-    path = tmp_path / "flow.safetensors"
-    save_flow(path, CASES[0], {})
-    tensors, header = read_tensors(path, "a flow")
-    description = {name: value for name, value in header["flow"].items() if name != "base_learned"}
-    earlier = SavedFlow(description, CASES[0].theory, tensors, "")
-    write_tensors(path, tensors, {**header, "flow": description, "fingerprint": earlier.measured_fingerprint()})
-    loaded, _ = load_flow(path)
-    assert loaded.config == CASES[0].config

@@ -173,6 +173,19 @@ def test_a_step_too_long_is_not_a_number_and_not_wrong(name: str) -> None:
     assert torch.isnan(new.sum(1) + log_det).all()
 
 
+@pytest.mark.parametrize("factor", [2.0, 2.0 + 1e-7])
+@pytest.mark.parametrize("name", ["rk4", "rk4_trace"])
+def test_a_long_step_is_undone(name: str, factor: float) -> None:
+    # Twice the field at the middle of the step, where the inverse of an implicit midpoint step would be singular.
+    stretch = Linear(factor * torch.eye(SITES, dtype=torch.float64))
+    field = torch.ones((2, SITES), dtype=torch.float64)
+    with torch.no_grad():
+        new, log_det = INTEGRATORS[name].step(stretch, -0.5, 1.0, field)
+        again, log_det_back = INTEGRATORS[name].inverse_step(stretch, -0.5, 1.0, new)
+    torch.testing.assert_close(again, field, rtol=0, atol=1e-12)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-12)
+
+
 def test_a_row_that_fails_leaves_the_others_alone() -> None:
     def residual(at: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         # x² = c, of which the second row has no solution.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flowmc.errors import CertificateError
-from flowmc.proposals import ProposalMetadata, certify
+from flowmc.proposals import ProposalMetadata, certificate, certify
 from flowmc.testing import ExactStart, GaussianProposal, exact_start_scores
 from flowmc.theories import FreeScalar
 from flowmc_analysis.zscores import family_p_value
@@ -278,3 +278,27 @@ def test_certificate_passes_an_exact_flow_of_narrow_support() -> None:
 
 def test_certificate_passes_the_healthy_one() -> None:
     certify(Broken("none"), 1, n_finite=2000, n_compare=64).require()
+
+
+def test_certificate_of_a_slow_proposal_says_that_it_rests_on_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draws() -> dict[str, str]:
+        return {check.name: check.detail for check in certify(PROPOSAL, 1).checks}
+
+    fast = draws()
+    for name in ("FINITE", "COMPARED", "CLOSURE"):
+        number = getattr(certificate, name)
+        # As if each draw took longer than all may.
+        monkeypatch.setattr(certificate, name, number._replace(seconds=0.0))
+    slow = draws()
+    for check, most, fewest in (
+        ("finite draws", "10000 draws", "1000 draws"),
+        ("forward log q against log_prob", "on 512 draws", "on 128 draws"),
+        ("draws against their density", "on 2000 draws", "on 250 draws"),
+    ):
+        assert fast[check].endswith(most)
+        assert slow[check].endswith(fewest)
+
+
+@pytest.mark.parametrize(("seconds", "number"), [(0.0, 100), (0.09, 100), (0.2, 50), (9.0, 20)])
+def test_numbers_of_draws_follow_from_the_time_that_one_takes(seconds: float, number: int) -> None:
+    assert certificate.FINITE._replace(most=100, fewest=20, seconds=10.0).affordable(seconds) == number

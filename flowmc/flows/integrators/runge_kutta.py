@@ -73,12 +73,15 @@ def _before(velocity: Velocity, time: float, size: float, field: Tensor) -> Tens
     with torch.no_grad():
         guess = runge_kutta_step(velocity, time + size, -size, field)
         _, slope = velocity.with_jacobian(at_time(time + 0.5 * size, field), 0.5 * (guess + field))
-        one = torch.eye(field.shape[1], dtype=field.dtype, device=field.device)
-        inverse: Tensor = torch.linalg.solve_ex(one + 0.5 * size * slope, one - 0.5 * size * slope).result
+        matrix = one = torch.eye(field.shape[1], dtype=field.dtype, device=field.device)
+        for order in (4, 3, 2, 1):
+            matrix = one + (size / order) * slope @ matrix
+        inverse: Tensor = torch.linalg.inv_ex(matrix).inverse
 
         def chord(before: Tensor, rows: Tensor) -> Tensor:
-            # Newton's method with the matrix of an implicit midpoint step, which is nearly that of this one: a better
-            # matrix costs more than the iterations that it saves.
+            # Newton's method with the Jacobian that the step would have if that of the velocity were the one midway: a
+            # better one costs more than the iterations that it saves. It is singular where the step itself would be, so
+            # that no small change hides a large residual.
             rest = runge_kutta_step(velocity, time, size, before) - field[rows]
             return before - (inverse[rows] @ rest.unsqueeze(2)).squeeze(2)
 
