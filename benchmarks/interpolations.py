@@ -126,7 +126,7 @@ def draw_figures(
     for label, (mass, method) in drawn_wells.items():
         seeds = SEEDS[:1] if quick else SEEDS
         files = [file(name) for seed in seeds if (name := well_name(16, mass, method, seed)) in known]
-        if files:
+        if (16, mass, method) in wells:
             labels[label] = files
     if labels:
         drawn.append(figures / "interpolations_well_paths.png")
