@@ -57,7 +57,7 @@ OF_FLOWS: dict[str, Any] = {
     "thermalisation": 60,
     "tuning": 40,
     "cycles": 200,
-    "cycles_per_block": 60,
+    "cycles_per_block": 20,
     "flow_proposals": 1,
 }
 TOGETHER: Mapping[float, int] = {1.5: 1, 3.0: 100}
