@@ -20,6 +20,7 @@ from benchmarks.claims import Claim, parser, write_claims
 from benchmarks.interpolations_chains import CHAIN_FLOWS, chain_parts
 from benchmarks.interpolations_figures import draw_densities, draw_mixture_paths, draw_well_paths, draw_wells
 from benchmarks.interpolations_flows import (
+    EXACT_REVERSE,
     MIXTURES,
     PATHS,
     SEEDS,
@@ -28,6 +29,7 @@ from benchmarks.interpolations_flows import (
     folder_of,
     interpolating_flows,
     mixture_name,
+    recast,
     well_name,
 )
 from benchmarks.interpolations_integrators import INTEGRATOR_FLOWS, integrator_parts
@@ -53,13 +55,31 @@ def finished_only(known: Mapping[str, KeptFlow], folder: Path) -> dict[str, Kept
     return found
 
 
-def weigh_seeds(names: list[str], known: Mapping[str, KeptFlow], folder: Path, n: int, samples: int) -> list[Weighed]:
-    """Return draws and weights of the flows of some names, of which others than known are left out."""
+def weigh_seeds(
+    names: list[str],
+    known: Mapping[str, KeptFlow],
+    folder: Path,
+    n: int,
+    samples: int,
+    others: tuple[str, int] | None = None,
+) -> list[Weighed]:
+    """Return draws and weights of the flows of some names, of which others than known are left out.
+
+    Parameters
+    ----------
+    names, known, folder
+        Which; the trainings by name; where they are kept.
+    n, samples
+        Draws and exact samples.
+    others
+        Integrator and steps other than those of the training.
+    """
     found = []
     for name in names:
         if name in known:
             known[name].make(folder, known)
-            path = folder / f"{name}.safetensors"
+            drawn = recast(known[name], folder, known, *others) if others else known[name]
+            path = folder / f"{drawn.name}.safetensors"
             found.append(weigh(path, n, exact_samples(SavedFlow.read(path).theory, samples)))
     return found
 
@@ -85,7 +105,8 @@ def measure_wells(
     for sites, mass in WELLS[:3] if quick else WELLS:
         for method in WELL_METHODS:
             names = [well_name(sites, mass, method, seed) for seed in seeds]
-            weighed = weigh_seeds(names, known, folder, n, samples)
+            others = EXACT_REVERSE if method == "reverse" else None
+            weighed = weigh_seeds(names, known, folder, n, samples, others)
             found[sites, mass, method] = [WellQuality.of(one) for one in weighed]
     return {key: qualities for key, qualities in found.items() if qualities}
 

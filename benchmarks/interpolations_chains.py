@@ -16,12 +16,11 @@ import numpy as np
 
 from benchmarks.broken_phase import alarm_table
 from benchmarks.claims import Claim
-from benchmarks.interpolations_flows import EXTENT, SEEDS, well_name
+from benchmarks.interpolations_flows import EXTENT, SEEDS, recast, well_name
 from benchmarks.kept import KeptEnsemble, KeptFlow
 from benchmarks.measuring import INFORMATIVE
 from benchmarks.signs import Sign, sign_of
 from benchmarks.trivializing_reference import ReferenceLogZ
-from flowmc.flows import build_flow, load_flow, save_flow
 from flowmc_analysis.ensemble import EnsembleAnalysis
 from flowmc_analysis.exact_double_well import double_well_exact
 from flowmc_analysis.plot_style import MUTED, PALETTE, new_figure, set_title
@@ -140,21 +139,6 @@ def make_chains(known: Mapping[str, KeptFlow], folder: Path, mass: float, *, qui
             again.make(folder, known)
             runs[f"{HYBRID}, seed {seed}"] = KeptEnsemble(again, "hmc+flow", own).make(folder)
     return WellChains(mass, lengths, {label: replace(run, label=label) for label, run in runs.items()})
-
-
-def recast(training: KeptFlow, folder: Path, known: Mapping[str, KeptFlow], integrator: str, steps: int) -> KeptFlow:
-    """Return a training whose flow file has the same weights, and other steps from the base to the target.
-
-    Nothing is trained anew: the continuity equation is trained on trajectories with steps of their own.
-    """
-    training.make(folder, known)
-    changed = {"integrator": integrator, "steps": steps}
-    made = replace(training, name=f"{training.name}_{integrator}_{steps}", flow={**training.flow, **changed})
-    trained, saved = load_flow(folder / f"{training.name}.safetensors")
-    flow = build_flow({**saved.flow, **changed}, saved.theory)
-    flow.load_state_dict(trained.state_dict())
-    save_flow(folder / f"{made.name}.safetensors", flow, saved.training)
-    return made
 
 
 def seconds_of_sign(run: EnsembleAnalysis, *, with_training: bool = False) -> float:

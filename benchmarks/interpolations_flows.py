@@ -13,14 +13,17 @@ m = 3).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from benchmarks.kept import KeptFlow, train_kept
+from flowmc.flows import build_flow, load_flow, save_flow
 
 __all__ = [
+    "EXACT_REVERSE",
     "EXTENT",
     "MIXTURES",
     "PATHS",
@@ -30,6 +33,7 @@ __all__ = [
     "folder_of",
     "interpolating_flows",
     "mixture_name",
+    "recast",
     "well_name",
 ]
 
@@ -55,6 +59,8 @@ BASE_WIDTHS = {"four": sqrt(2), "two": sqrt(8)}
 EXTENT = 4.0
 WELLS = ((8, 1.5), (8, 3.0), (16, 1.5), (16, 3.0), (32, 1.5), (32, 3.0))
 """Sites and mass of the double wells."""
+EXACT_REVERSE = ("rk4", 10)
+"""How flows for double wells that were trained by the reverse divergence are drawn from: their own map, and its log q."""
 WELL_METHODS: Mapping[str, str] = MappingProxyType(
     {
         "learned": "equivariant convolutions, continuity",
@@ -144,10 +150,37 @@ def interpolating_flows(*, quick: bool) -> dict[str, KeptFlow]:
                 add(well_name(sites, mass, "along", seed), theory, along, 1500, **half)
                 uneven = {**even, "z2": False}
                 add(well_name(sites, mass, "uneven", seed), theory, uneven, 1500, objective="continuity", seed=seed)
+                # The map of `EXACT_REVERSE`, with the integral of the divergence: what costs least through a solver.
                 backward = {**even, "integrator": "rk4_trace", "checkpointed": False}
                 half = {"objective": "reverse_kl", "batch_size": 128, "seed": seed}
                 add(well_name(sites, mass, "reverse", seed), theory, backward, 500, **half)
     return found
+
+
+def recast(training: KeptFlow, folder: Path, known: Mapping[str, KeptFlow], integrator: str, steps: int) -> KeptFlow:
+    """Return a training whose flow file has the same weights, and other steps from the base to the target.
+
+    Nothing is trained anew: the continuity equation is trained on trajectories with steps of their own.
+
+    Parameters
+    ----------
+    training
+        The training, made if it is not there.
+    folder
+        Where flows are kept.
+    known
+        The trainings by name.
+    integrator, steps
+        The other steps.
+    """
+    training.make(folder, known)
+    changed = {"integrator": integrator, "steps": steps}
+    made = replace(training, name=f"{training.name}_{integrator}_{steps}", flow={**training.flow, **changed})
+    trained, saved = load_flow(folder / f"{training.name}.safetensors")
+    flow = build_flow({**saved.flow, **changed}, saved.theory)
+    flow.load_state_dict(trained.state_dict())
+    save_flow(folder / f"{made.name}.safetensors", flow, saved.training)
+    return made
 
 
 if __name__ == "__main__":
