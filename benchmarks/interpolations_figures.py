@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -158,13 +158,13 @@ def draw_well_paths(flows: Mapping[str, Sequence[Path]], path: Path, *, n: int, 
             left.plot(times, means[:, draw], color=colour, lw=0.7, alpha=0.6)
         edges = [float(edge) for edge in np.linspace(-LARGEST_MEAN, LARGEST_MEAN, 51)]
         exact = WellPaths(theory).draw(numpy_generator(6, "drawn"), n).mean(axis=1)
-        style = {"density": True, "orientation": "horizontal"}
-        right.hist(exact, edges, color="#d9dce1", label="exact", **style)  # type: ignore[arg-type]
+        style: dict[str, Any] = {"density": True, "orientation": "horizontal"}
+        right.hist(exact, edges, color="#d9dce1", label="exact", **style)
         for seed, file in enumerate(files):
             _, ends = trajectories(file, n) if seed else (flow, fields)
             name, colour = f"draws, flow {seed + 1}", (INK, PALETTE[2], PALETTE[3])[seed % 3]
             mean = ends[1.0].mean(axis=1)
-            right.hist(mean, edges, histtype="step", color=colour, lw=1.2, label=name, **style)  # type: ignore[arg-type]
+            right.hist(mean, edges, histtype="step", color=colour, lw=1.2, label=name, **style)
         left.set(xlabel="t", xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(-LARGEST_MEAN, LARGEST_MEAN))
         right.set(xlabel="density")
         set_title(left, label)

@@ -42,7 +42,8 @@ class Flow(torch.nn.Module, abc.ABC):
     - where log q is not that of the map as run (the trace of a velocity in place of a log-determinant), ``exact`` False
       and ``log_q_bound``, by how many nats it is off at most: the certificate measures it, every report prints it, and
       without a bound the flow is refused;
-    - ``largest_batch`` where passes of another size are better; a constructor ``(theory, config)`` that stores both;
+    - a constructor ``(theory, config)`` that stores both, and sets ``largest_batch`` where passes of another size are
+      better;
     - a line in `flowmc.flows.FLOWS`, which is also what parametrises the contract tests.
 
     Parameters

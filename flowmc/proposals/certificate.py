@@ -73,6 +73,10 @@ class _Number(NamedTuple):
             return self.most
         return max(self.fewest, int(self.seconds / seconds))
 
+    def reduction(self, number: int) -> str:
+        """Say that an affordable number is not the most; an empty text where it is."""
+        return f" ({self.most} but for a slow proposal)" if number < self.most else ""
+
 
 FINITE = _Number(10_000, 1000, 20.0)
 COMPARED = _Number(512, 128, 15.0)
@@ -223,13 +227,16 @@ def certify(
     limit = TOLERANCES[metadata.dtype] if tolerance is None else tolerance
     space = SPACES[metadata.space]
     of_draw, of_log_q = _seconds(proposal, fold(seed, "timing"))
-    n_finite = FINITE.affordable(of_draw) if n_finite is None else n_finite
+    reduced = ""
+    if n_finite is None:
+        n_finite = FINITE.affordable(of_draw)
+        reduced = FINITE.reduction(n_finite)
     n_compare = COMPARED.affordable(COMPARISONS * of_log_q) if n_compare is None else n_compare
     fields, log_q = proposal.sample(fold(seed, "finite"), n_finite)
     finite = _sound(fields, log_q, space)
     bad = int(n_finite - np.count_nonzero(finite))
     checks = [
-        Check("finite draws", bad, 0, "draws", bad == 0, f"{n_finite} draws"),
+        Check("finite draws", bad, 0, "draws", bad == 0, f"{n_finite} draws{reduced}"),
         _own_word(metadata),
         _stated("own word: deterministic", metadata.deterministic),
     ]
@@ -238,7 +245,8 @@ def certify(
         checks += _density_checks(proposal, fields[:n_compare], log_q[:n_compare], limit)
         if metadata.full_support or metadata.space != "real":
             n_closure = CLOSURE.affordable(EVALUATIONS[metadata.space] * of_log_q)
-            checks.append(_closure(proposal, fields[:n_closure], fold(seed, "closure")))
+            closure = _closure(proposal, fields[:n_closure], fold(seed, "closure"))
+            checks.append(replace(closure, detail=closure.detail + CLOSURE.reduction(n_closure)))
         checks.append(_repetition(proposal, fold(seed, "repetition"), min(n_compare, 64)))
     if metadata.space == "spin" and np.prod(metadata.event_shape) <= ENUMERATED_SITES:
         checks.append(_normalisation(proposal, limit))

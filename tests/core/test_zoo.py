@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 
 from flowmc.errors import CertificateError
-from flowmc.proposals import ProposalMetadata, certificate, certify
+from flowmc.flows import build_flow
+from flowmc.proposals import Proposal, ProposalMetadata, as_proposal, certificate, certify
+from flowmc.proposals.closure import CLOSURES, EVALUATIONS
 from flowmc.testing import ExactStart, GaussianProposal, exact_start_scores
-from flowmc.theories import FreeScalar
+from flowmc.theories import FreeScalar, Ising, U1Gauge2D
 from flowmc_analysis.zscores import family_p_value
 
 THEORY = FreeScalar((2, 2), 1.0)
+SPINS = as_proposal(build_flow({"kind": "autoregressive"}, Ising((4, 4), 0.3)))
+LINKS = as_proposal(build_flow({"kind": "gauge", "layers": 8, "hidden": [4]}, U1Gauge2D((4, 4), 1.0)))
 PROPOSAL = GaussianProposal((2, 2), 0.7)
 CHAINS = 20000
 FALSE_ALARM = 1e-5
@@ -291,9 +295,9 @@ def test_certificate_of_a_slow_proposal_says_that_it_rests_on_fewer_draws(monkey
         monkeypatch.setattr(certificate, name, number._replace(seconds=0.0))
     slow = draws()
     for check, most, fewest in (
-        ("finite draws", "10000 draws", "1000 draws"),
+        ("finite draws", "10000 draws", "1000 draws (10000 but for a slow proposal)"),
         ("forward log q against log_prob", "on 512 draws", "on 128 draws"),
-        ("draws against their density", "on 2000 draws", "on 250 draws"),
+        ("draws against their density", "on 2000 draws", "on 250 draws (2000 but for a slow proposal)"),
     ):
         assert fast[check].endswith(most)
         assert slow[check].endswith(fewest)
@@ -302,3 +306,26 @@ def test_certificate_of_a_slow_proposal_says_that_it_rests_on_fewer_draws(monkey
 @pytest.mark.parametrize(("seconds", "number"), [(0.0, 100), (0.09, 100), (0.2, 50), (9.0, 20)])
 def test_numbers_of_draws_follow_from_the_time_that_one_takes(seconds: float, number: int) -> None:
     assert certificate.FINITE._replace(most=100, fewest=20, seconds=10.0).affordable(seconds) == number
+
+
+class Counted:
+    """A proposal that counts the fields of which log q is asked."""
+
+    def __init__(self, proposal: Proposal) -> None:
+        self._proposal = proposal
+        self.metadata = proposal.metadata
+        self.asked: list[int] = []
+
+    def sample(self, seed: int, n: int) -> tuple[Array, Array]:
+        return self._proposal.sample(seed, n)
+
+    def log_prob(self, field: Array) -> Array:
+        self.asked.append(len(field))
+        return self._proposal.log_prob(field)
+
+
+@pytest.mark.parametrize("proposal", [PROPOSAL, SPINS, LINKS], ids=lambda proposal: str(proposal.metadata.space))
+def test_identities_need_log_q_as_often_as_is_said(proposal: Proposal) -> None:
+    counted, space = Counted(proposal), proposal.metadata.space
+    CLOSURES[space](counted, proposal.sample(1, 20)[0], 2)
+    assert counted.asked == [20] * EVALUATIONS[space]
