@@ -297,7 +297,7 @@ def cure_claims(analyses: Mapping[str, EnsembleAnalysis], worst: Mapping[str, fl
 def integrated(folder: Path, extent: int, *, quick: bool) -> ReferenceLogZ:
     """Return ln Z by integration over the hopping parameter; in that convention m² = −4 is lambda = 1/2."""
     kappa = (0.5 / float(THEORY["lam"])) ** 0.5
-    found = log_z_by_integration(extent, kappa, 0.5, folder / f"log_z_{extent}.json", quick=quick)
+    found = log_z_by_integration((extent, extent), kappa, 0.5, folder / f"log_z_{extent}.json", quick=quick)
     return ReferenceLogZ(float(found.value), float(found.error))
 
 

@@ -206,7 +206,7 @@ def main() -> None:
         analyses = make_ensembles(known[name], folder, quick=quick)
         # In the convention of the hopping parameter lambda = 1/2 makes m^2 = -4 at every kappa.
         log_z = log_z_by_integration(
-            extent, (0.5 / lam) ** 0.5, 0.5, folder / f"log_z_{name.split('_')[0]}_{extent}.json", quick=quick
+            (extent, extent), (0.5 / lam) ** 0.5, 0.5, folder / f"log_z_{name.split('_')[0]}_{extent}.json", quick=quick
         )
         table, worst = physics_table(f"{name}: observables", analyses, log_z)
         show(table)

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.integrate import quad
 
 from flowmc.kernels import Cycle, FourierHMC, Trajectories
+from flowmc.lattice import volume
 from flowmc.sampling import MemoryStore, SamplingPlan, sample
 from flowmc.seeds import numpy_generator
 from flowmc.theories import Phi4
@@ -39,13 +40,13 @@ class ReferenceLogZ:
     error: float
 
 
-def log_z_by_integration(extent: int, kappa: float, lam: float, path: Path, *, quick: bool) -> ReferenceLogZ:
-    """Return ln Z on a square lattice by thermodynamic integration, or read it from where it was kept.
+def log_z_by_integration(shape: tuple[int, ...], kappa: float, lam: float, path: Path, *, quick: bool) -> ReferenceLogZ:
+    """Return ln Z by thermodynamic integration, or read it from where it was kept.
 
     Parameters
     ----------
-    extent
-        Lattice extent L.
+    shape
+        Lattice extents.
     kappa, lam
         Couplings in the convention of `Phi4.from_kappa`.
     path
@@ -55,24 +56,24 @@ def log_z_by_integration(extent: int, kappa: float, lam: float, path: Path, *, q
     """
     if path.is_file():
         return ReferenceLogZ(**json.loads(path.read_text()))
-    volume = extent**2
+    sites = volume(shape)
     single, _ = quad(lambda phi: exp(-((1 - 2 * lam) * phi**2 + lam * phi**4)), -np.inf, np.inf, epsabs=1e-13)
     nodes, weights = np.polynomial.legendre.leggauss(POINTS)
-    value, variance = volume * log(single), 0.0
+    value, variance = sites * log(single), 0.0
     for number, (node, weight) in enumerate(zip(nodes, weights, strict=True)):
         here = 0.5 * kappa * (node + 1)
-        links, error = _links(extent, here, lam, number, quick=quick)
+        links, error = _links(shape, here, lam, number, quick=quick)
         value += 0.5 * kappa * weight * 2 * links
         variance += (kappa * weight * error) ** 2
     # Z_kappa is that of the field phi / sqrt(kappa): the Jacobian turns it into ours.
-    result = ReferenceLogZ(value + 0.5 * volume * log(kappa), variance**0.5)
+    result = ReferenceLogZ(value + 0.5 * sites * log(kappa), variance**0.5)
     path.write_text(json.dumps(asdict(result)) + "\n")
     return result
 
 
-def _links(extent: int, kappa: float, lam: float, number: int, *, quick: bool) -> tuple[float, float]:
+def _links(shape: tuple[int, ...], kappa: float, lam: float, number: int, *, quick: bool) -> tuple[float, float]:
     """Return <sum_x,mu phi phi_+mu> in the convention of the hopping parameter, with its error."""
-    theory = Phi4.from_kappa((extent, extent), kappa, lam)
+    theory = Phi4.from_kappa(shape, kappa, lam)
     kernel = FourierHMC(theory, "minimum_norm", theory.gaussian_mass())
     cycles = CYCLES // 10 if quick else CYCLES
     member = Trajectories.build(
@@ -82,9 +83,10 @@ def _links(extent: int, kappa: float, lam: float, number: int, *, quick: bool) -
         chains=CHAINS, cycles=cycles, thermalisation=cycles // 2, tuning=cycles // 4, cycles_per_block=cycles // 4
     )
     store = MemoryStore()
-    generator = numpy_generator(number, extent)
+    generator = numpy_generator(number, shape[0])
     sample(Cycle(theory, (member,)), plan, store, lambda: theory.start(generator, CHAINS, "hot"))
     field = store.table("configurations", "phi")
-    links = sum((field * np.roll(field, -1, axis)).sum(axis=(2, 3)) for axis in (2, 3)) / kappa
+    axes = tuple(range(2, field.ndim))
+    links = sum((field * np.roll(field, -1, axis)).sum(axis=axes) for axis in axes) / kappa
     estimate = gamma_method(links.T).estimate
     return estimate.value, estimate.error

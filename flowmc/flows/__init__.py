@@ -19,6 +19,8 @@ from flowmc.flows.gauge import GaugeFlow
 from flowmc.flows.hierarchical import HierarchicalFlow
 from flowmc.flows.interpolating import InterpolatingFlow
 from flowmc.flows.mirrored import MirroredFlow
+from flowmc.flows.operator import OperatorFlow
+from flowmc.flows.path import PathFlow
 from flowmc.flows.spins import SpinFlow
 from flowmc.seeds import fold
 from flowmc.theories import Theory
@@ -35,6 +37,8 @@ __all__ = [
     "HierarchicalFlow",
     "InterpolatingFlow",
     "MirroredFlow",
+    "OperatorFlow",
+    "PathFlow",
     "SavedFlow",
     "SpinFlow",
     "TransportFlow",
@@ -47,7 +51,15 @@ __all__ = [
 
 FLOWS: dict[str, type[Flow]] = {
     flow.kind: flow
-    for flow in (AutoregressiveFlow, CouplingFlow, GaugeFlow, HierarchicalFlow, InterpolatingFlow, MirroredFlow)
+    for flow in (
+        AutoregressiveFlow,
+        CouplingFlow,
+        GaugeFlow,
+        HierarchicalFlow,
+        InterpolatingFlow,
+        MirroredFlow,
+        OperatorFlow,
+    )
 }
 """Every built-in flow by its kind in run descriptions and files."""
 

@@ -101,19 +101,22 @@ class Interpolation(torch.nn.Module, abc.ABC):
         Lattice extents.
     even
         Whether the path is exactly even under φ → −φ wherever its ends are.
+    learned_rate
+        Whether C(t) is learned; a flow for many lattices, each with a C(t) of its own, has the mean over a batch instead.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, config: InterpolationConfig, shape: tuple[int, ...], *, even: bool) -> None:  # noqa: ARG002
+    def __init__(
+        self,
+        config: InterpolationConfig,
+        shape: tuple[int, ...],  # noqa: ARG002 - of networks
+        *,
+        even: bool,  # noqa: ARG002
+        learned_rate: bool = True,
+    ) -> None:
         super().__init__()
-        self.log_z_rate = torch.nn.Sequential(
-            torch.nn.Linear(1, config.rate_hidden),
-            torch.nn.SiLU(),
-            torch.nn.Linear(config.rate_hidden, config.rate_hidden),
-            torch.nn.SiLU(),
-            torch.nn.Linear(config.rate_hidden, 1),
-        )
+        self.log_z_rate = _rate(config.rate_hidden) if learned_rate else None
 
     @abc.abstractmethod
     def at(self, time: Tensor, field: Tensor, base: BaseDensity, theory: SmoothTheory) -> PathPoint:
@@ -133,9 +136,21 @@ class Interpolation(torch.nn.Module, abc.ABC):
         """
 
     def rate_of_log_z(self, time: Tensor) -> Tensor:
-        """Return C(t) at times ``(n,)``."""
+        """Return C(t) at times ``(n,)``; zero if it is not learned."""
+        if self.log_z_rate is None:
+            return torch.zeros_like(time)
         rate: Tensor = self.log_z_rate(time.reshape(-1, 1)).squeeze(1)
         return rate
+
+
+def _rate(hidden: int) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Linear(1, hidden),
+        torch.nn.SiLU(),
+        torch.nn.Linear(hidden, hidden),
+        torch.nn.SiLU(),
+        torch.nn.Linear(hidden, 1),
+    )
 
 
 def _ends(field: Tensor, base: BaseDensity, theory: SmoothTheory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -240,8 +255,10 @@ class LearnedInterpolation(Interpolation):
 
     kind = "learned"
 
-    def __init__(self, config: InterpolationConfig, shape: tuple[int, ...], *, even: bool) -> None:
-        super().__init__(config, shape, even=even)
+    def __init__(
+        self, config: InterpolationConfig, shape: tuple[int, ...], *, even: bool, learned_rate: bool = True
+    ) -> None:
+        super().__init__(config, shape, even=even, learned_rate=learned_rate)
         self.layers = build_layers(config.networks, shape, pooled=True)
         self._even = even
 
@@ -295,6 +312,8 @@ INTERPOLATIONS: dict[str, type[Interpolation]] = {
 """Every kind of path by its name in run descriptions."""
 
 
-def build_interpolation(config: InterpolationConfig, shape: tuple[int, ...], *, even: bool) -> Interpolation:
+def build_interpolation(
+    config: InterpolationConfig, shape: tuple[int, ...], *, even: bool, learned_rate: bool = True
+) -> Interpolation:
     """Build a path; parameters as for `Interpolation`."""
-    return INTERPOLATIONS[config.kind](config, shape, even=even)
+    return INTERPOLATIONS[config.kind](config, shape, even=even, learned_rate=learned_rate)

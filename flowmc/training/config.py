@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil, isfinite, log
 from typing import Any
@@ -11,6 +11,7 @@ from flowmc.errors import ParameterError
 from flowmc.flows import Flow
 from flowmc.theories import Theory
 from flowmc.theories.tempered import tempered
+from flowmc.training.companions import check_also, takes_part
 from flowmc.training.continuity import CONTINUITY
 from flowmc.training.forward import FORWARD_KL
 from flowmc.training.losses import Objective, check_micro_batch
@@ -48,7 +49,7 @@ class TrainingConfig:
         Path of an ensemble of the same theory, relative to the run description: all configurations of all its chains
         and streams are the samples of the forward divergence, ``batch_size`` of them in each step.
     steps
-        Optimiser steps, at most.
+        Optimiser steps, at most; 0 takes the weights of ``start_from`` as they are.
     target_acceptance
         The training ends before its last step once the acceptance, averaged over the estimates of the last `STOP_WINDOW`
         steps, has reached this value, and annealing is over. 0 is never.
@@ -75,6 +76,12 @@ class TrainingConfig:
     start_from
         Path of a flow file to take weights from, relative to the run description: a flow of the same kind for other
         couplings, or for another lattice where the kind allows it. What does not fit starts afresh.
+    also
+        Other theories for which an operator flow is trained in the same steps, each by the entries of the theory that are
+        different, for example ``[{"shape": [6, 6]}]``; with "begin" and "end", fractions of the steps between which it
+        takes part. Each has a batch of its own, and the loss is the mean of theirs.
+    begin
+        Fraction of the steps after which the own theory takes part.
     seed
         Seed of weights and draws.
     log_every
@@ -110,6 +117,8 @@ class TrainingConfig:
     annealing: float = 0.0
     annealing_path: str = "couplings"
     start_from: str = ""
+    also: tuple[Mapping[str, Any], ...] = ()
+    begin: float = 0.0
     seed: int = 0
     log_every: int = 1
     checkpoint_every: int = 200
@@ -118,14 +127,21 @@ class TrainingConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        names = ("steps", "batch_size", "learning_rate", "gradient_clip", "log_every", "checkpoint_every", "threads")
+        object.__setattr__(self, "also", tuple(dict(entry) for entry in self.also))
+        check_also(self.also, self.begin)
+        if self.steps == 0 and not self.start_from:
+            raise ParameterError(
+                got="steps = 0 without start_from", expected="a flow whose weights are taken as they are", fix="name it"
+            )
+        names = ("batch_size", "learning_rate", "gradient_clip", "log_every", "checkpoint_every", "threads")
         for name in names:
             value = getattr(self, name)
             if not (isfinite(value) and value > 0):
                 raise ParameterError(got=f"{name} = {value}", expected=f"{name} > 0", fix=f"correct `{name}`")
         check_micro_batch(self.batch_size, self.micro_batch)
-        if self.warmup_steps < 0:
-            raise ParameterError(got=f"warmup_steps = {self.warmup_steps}", expected="0 or more", fix="correct it")
+        for name in ("steps", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ParameterError(got=f"{name} = {getattr(self, name)}", expected="0 or more", fix="correct it")
         known = {
             "objective": ("auto", CONTINUITY, FORWARD_KL, *OBJECTIVES),
             "schedule": SCHEDULES,
@@ -269,6 +285,10 @@ class TrainingConfig:
         if self.at_target(step):
             return theory
         return ANNEALING_PATHS[self.annealing_path](theory, 1 - self.annealing**step)
+
+    def own_takes_part(self, step: int) -> bool:
+        """Return whether a step, counted from 1, trains for the flow's own theory."""
+        return takes_part(step, self.steps, self.begin, 1.0)
 
     def is_logged(self, step: int) -> bool:
         """Return whether a step, counted from 1, has a line in the log."""

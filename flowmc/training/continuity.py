@@ -24,7 +24,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from flowmc.flows import Flow, InterpolatingFlow
+from flowmc.flows import Flow, PathFlow
 from flowmc.theories import SmoothTheory, Theory
 from flowmc.training.losses import Loss, pieces
 
@@ -34,8 +34,8 @@ CONTINUITY = "continuity"
 """Name of the objective in run descriptions."""
 
 
-def residual(flow: InterpolatingFlow, theory: SmoothTheory, time: Tensor, field: Tensor) -> Tensor:
-    """Return the residual E of the continuity equation, in nats per unit of time.
+def residual(flow: PathFlow, theory: SmoothTheory, time: Tensor, field: Tensor) -> Tensor:
+    """Return the residual E of the continuity equation, in nats per unit of time; without C(t) if that is not learned.
 
     Parameters
     ----------
@@ -57,12 +57,12 @@ def residual(flow: InterpolatingFlow, theory: SmoothTheory, time: Tensor, field:
 
 def continuity(flow: Flow, theory: Theory, n: int, generator: torch.Generator, micro_batch: int = 0) -> Iterator[Loss]:
     """Yield the mean of |E| + E² on or near trajectories of the flow; parameters as for `flowmc.training.reverse_kl`."""
-    interpolating, smooth = cast(InterpolatingFlow, flow), cast(SmoothTheory, theory)
+    pathed, smooth = cast(PathFlow, flow), cast(SmoothTheory, theory)
     for size in pieces(n, micro_batch):
-        yield _on_batch(interpolating, smooth, size, n, generator)
+        yield _on_batch(pathed, smooth, size, n, generator)
 
 
-def _on_batch(flow: InterpolatingFlow, theory: SmoothTheory, size: int, n: int, generator: torch.Generator) -> Loss:
+def _on_batch(flow: PathFlow, theory: SmoothTheory, size: int, n: int, generator: torch.Generator) -> Loss:
     steps = flow.config.trajectory_steps
     with torch.no_grad():
         latent = flow.base.draw(size, generator)
@@ -78,5 +78,9 @@ def _on_batch(flow: InterpolatingFlow, theory: SmoothTheory, size: int, n: int, 
             noise = torch.randn(fields.shape[:2], generator=generator, dtype=fields.dtype, device=fields.device)
             fields = fields * (1 + flow.config.residual_spread * noise).unsqueeze(2)
     found = residual(flow, theory, times.repeat_interleave(size), fields.flatten(0, 1))
+    if flow.interpolation.log_z_rate is None:
+        # Where E² is least for given velocity and path, C(t) is minus the mean over the fields at that time.
+        found = found.reshape(len(times), size)
+        found = (found - found.mean(1, keepdim=True)).flatten()
     value = (found.abs() + found * found).sum(dtype=torch.float64) / (n * len(times))
     return Loss(value, value.new_empty(0))

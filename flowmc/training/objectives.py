@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowmc.errors import ParameterError
-from flowmc.flows import Flow, InterpolatingFlow, TransportFlow
+from flowmc.flows import Flow, PathFlow, TransportFlow
 from flowmc.theories import SmoothTheory, Theory
 from flowmc.training.continuity import CONTINUITY, continuity
 from flowmc.training.losses import Loss, Objective, pieces
@@ -272,10 +272,10 @@ def choose_objective(name: str, flow: Flow, theory: Theory, n: int) -> Objective
             fix='take objective = "reverse_kl"',
         )
     if name == CONTINUITY:
-        if not isinstance(flow, InterpolatingFlow):
+        if not isinstance(flow, PathFlow):
             raise ParameterError(
                 got=f"objective = {name!r} for a {flow.kind!r} flow",
-                expected=f"a flow of kind {InterpolatingFlow.kind!r}: it has a velocity and a path of densities",
+                expected='a flow with a velocity and a path of densities, of kind "interpolating" or "operator"',
                 fix='take objective = "reverse_kl"',
             )
         flow.interpolation.check(flow.base, theory)

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmc.errors import NonFiniteError
+from flowmc.errors import NonFiniteError, ParameterError
 from flowmc.flows import Flow, describe_flow, fingerprint
 from flowmc.seeds import torch_generator
 from flowmc.theories import Theory
 from flowmc.training.checkpoint import TrainingFiles
+from flowmc.training.companions import Companion, companions
 from flowmc.training.compilation import check_compilable, compiled
 from flowmc.training.config import STOP_WINDOW, TrainingConfig
 from flowmc.training.forward import Samples, forward_kl
@@ -99,7 +100,16 @@ def train(
     torch.set_num_threads(config.threads)
     config.require_samples(given=samples is not None)
     given = None if samples is None else Samples(samples, theory)
-    descent = _Descent(config, config.reverse_objective(flow, theory), given)
+    others = companions(flow, theory, config.also)
+    objectives = [config.reverse_objective(other.flow, other.theory) for other in others]
+    own = config.reverse_objective(flow, theory)
+    if others and own is None:
+        raise ParameterError(
+            got=f"[[training.also]] with objective = {config.objective!r}, whose samples belong to one theory",
+            expected="an objective that needs none",
+            fix="leave out one of them",
+        )
+    descent = _Descent(config, own, given, [*zip(others, objectives, strict=True)])
     if config.compile:
         check_compilable(flow)
     files = TrainingFiles(output)
@@ -195,22 +205,23 @@ class _Descent:
     config: TrainingConfig
     objective: Objective | None
     samples: Samples | None
+    others: list[tuple[Companion, Objective | None]]
 
     def accumulate(self, flow: Flow, step: int) -> _Batch:
         """Add the gradients of a step's micro-batches to those of the weights."""
         config = self.config
         weight = config.weight_of_samples
         loss, forward_loss, log_w, log_q = 0.0, None, None, None
-        if self.objective is not None:
-            generator = torch_generator(config.seed, "step", step, device=flow.device)
-            parts, value = [], 0.0
-            for piece in self.objective(flow, flow.theory, config.batch_size, generator, config.micro_batch):
-                ((1 - weight) * piece.value).backward()  # type: ignore[no-untyped-call]
-                value += float(piece.value.detach())
-                parts.append(piece.log_w)
-            found = torch.cat(parts)
-            log_w = found if len(found) else None
-            loss = (1 - weight) * (value if log_w is None else -float(log_w.mean()))
+        active = [(other, objective) for other, objective in self.others if other.takes_part(step, config.steps)]
+        own = config.own_takes_part(step)
+        part = (1 - weight) / (len(active) + own)
+        for number, (other, objective) in enumerate(active):
+            other.flow.theory = config.theory_at(step, other.theory)
+            # Of several theories, that of the last line stands for the step until the own one takes part.
+            loss, log_w = self._reverse(other.flow, objective, part, step, "also", number)
+        if own and self.objective is not None:
+            loss, log_w = self._reverse(flow, self.objective, part, step)
+            loss = (1 - weight) * loss
         if self.samples is not None:
             fields = self.samples.batch(config.batch_size, config.seed, step, flow)
             parts = []
@@ -221,6 +232,21 @@ class _Descent:
             forward_loss = -float(log_q.mean())
             loss += weight * forward_loss
         return _Batch(loss, forward_loss, log_w, log_q)
+
+    def _reverse(
+        self, flow: Flow, objective: Objective | None, weight: float, step: int, *label: str | int
+    ) -> tuple[float, Tensor | None]:
+        """Add the gradients of one theory's reverse loss, times a weight; return the loss and log w, if there are any."""
+        assert objective is not None
+        config = self.config
+        generator = torch_generator(config.seed, "step", step, *label, device=flow.device)
+        parts, value = [], 0.0
+        for piece in objective(flow, flow.theory, config.batch_size, generator, config.micro_batch):
+            (weight * piece.value).backward()  # type: ignore[no-untyped-call]
+            value += float(piece.value.detach())
+            parts.append(piece.log_w)
+        found = torch.cat(parts)
+        return (-float(found.mean()), found) if len(found) else (value, None)
 
 
 def _fresh_log_w(flow: Flow, config: TrainingConfig, step: int) -> Tensor:

@@ -17,6 +17,7 @@ from flowmc.flows import (
     CouplingFlow,
     Flow,
     MirroredFlow,
+    PathFlow,
     SpinFlow,
     TransportFlow,
     build_flow,
@@ -40,6 +41,7 @@ POINTWISE: dict[str, object] = {"kind": "sinh_arcsinh"}
 DENSE: dict[str, object] = {"kind": "affine", "network": "fully_connected", "hidden": [12]}
 SPLINE: dict[str, object] = {"kind": "spline", "bins": 5, "bound": 2.0, "radius": 1, "hidden": [3]}
 SMALL: dict[str, object] = {"hidden": [6, 5], "windows": 3}
+OPERATOR: dict[str, object] = {"features": 3, "gates": 1, "moments": 2}
 REAL: list[tuple[dict[str, object], Theory]] = [
     ({"kind": "coupling"}, SQUARE),
     ({"kind": "coupling", "base": "gaussian", "z2": False, "repeat": 2}, SQUARE),
@@ -82,6 +84,37 @@ REAL: list[tuple[dict[str, object], Theory]] = [
         {"kind": "interpolating", "networks": SMALL, "integrator": "rk4_trace", "steps": 8},
         GaussianMixture(((1.0, 1.0), (-2.0, 0.5)), (1.0, 0.5), (0.3, 0.7)),
     ),
+    ({"kind": "operator", "networks": OPERATOR, "steps": 8}, SQUARE),
+    ({"kind": "operator", "networks": OPERATOR, "integrator": "rk4", "steps": 3}, Phi4((2, 3), m2=-4.0, lam=8.0)),
+    (
+        {
+            "kind": "operator",
+            "networks": {**OPERATOR, "gates": 0, "kernel": {"family": "spectral", "functions": 3}},
+            "integrator": "midpoint",
+            "steps": 3,
+            "spacing": "mass",
+            "conditioning": {"m2": [-5.0, 2.0], "lam": [0.1, 9.0]},
+        },
+        Phi4((2, 4, 2), m2=1.0, lam=0.5),
+    ),
+    (
+        {
+            "kind": "operator",
+            "networks": {**OPERATOR, "kernel": {"family": "local", "functions": 2, "reach": 1.5}},
+            "integrator": "splitting",
+            "steps": 2,
+        },
+        FreeScalar((6,), 0.8),
+    ),
+    (
+        {
+            "kind": "operator",
+            "networks": {**OPERATOR, "kernel": {"family": "distance", "hidden": [4, 3], "reach": 2.0}},
+            "interpolation": {"kind": "trigonometric"},
+            "steps": 8,
+        },
+        Phi4((3, 4), m2=-4.0, lam=8.0),
+    ),
     ({"kind": "mirrored", "repeat": 2, "z2": False}, SQUARE),
     ({"kind": "mirrored", "layers": [DENSE], "repeat": 1, "z2": False}, FreeScalar((6,), 0.8)),
 ]
@@ -119,7 +152,7 @@ def test_every_public_flow_is_tested() -> None:
         for value in vars(public).values()
         if isinstance(value, type)
         and issubclass(value, Flow)
-        and value not in {Flow, TransportFlow, ContinuousFlow, SpinFlow}
+        and value not in {Flow, TransportFlow, ContinuousFlow, PathFlow, SpinFlow}
     }
     assert concrete == set(FLOWS.values())
 

@@ -162,7 +162,7 @@ def test_residual_vanishes_for_the_exact_velocity(kind: str, shake: Shake) -> No
 
     # Width s_t = P_t^(−½), carried by V = (ṡ/s) φ.
     flow.velocity = Spreading(lambda time: -0.5 * derivative(precision)(time) / precision(time))
-    flow.interpolation.log_z_rate = Rate(derivative(log_z))  # type: ignore[assignment]
+    flow.interpolation.log_z_rate = Rate(derivative(log_z))
     field = torch.randn((50, 2), generator=torch_generator(2), dtype=torch.float64)
     time = torch.rand(50, generator=torch_generator(3), dtype=torch.float64)
     found = residual(flow, GAUSSIAN, time, field)

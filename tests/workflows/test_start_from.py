@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from flowmc.config import parse_run
 from flowmc.display import SilentDisplay
 from flowmc.errors import ConfigError, FlowFileError
 from flowmc.flows import SavedFlow, build_flow, save_flow
-from flowmc.theories import Ising
+from flowmc.theories import Ising, Phi4
 from flowmc.workflows import train_flow
 
 NETWORKS = {"kind": "hierarchical", "exact_cross": False}
@@ -111,3 +111,45 @@ def test_a_changed_source_is_noticed_on_resumption(small: Path, tmp_path: Path) 
     save_flow(small, flow, {"seconds": 5.0})
     with pytest.raises(FlowFileError, match="start"):
         run(16, NETWORKS, small.name, tmp_path, resume=True)
+
+
+class TestWithoutTraining:
+    """`steps = 0`: an operator flow is run on a lattice that it was not trained on."""
+
+    FLOW: ClassVar[dict[str, Any]] = {"kind": "operator", "networks": {"features": 2, "gates": 1}, "steps": 4}
+
+    def transfer(self, tmp_path: Path, **training: Any) -> SavedFlow:
+        flow = build_flow(self.FLOW, Phi4((4, 4), -4.0, 8.0), seed=5)
+        with torch.no_grad():
+            for parameter in flow.parameters():
+                parameter.add_(0.1)
+        save_flow(tmp_path / "small.safetensors", flow, {"seconds": 1000.0})
+        config = parse_run(
+            {
+                "theory": {"name": "phi4", "shape": [6, 8], "m2": -4.0, "lam": 8.0},
+                "flow": self.FLOW,
+                "training": {"steps": 0, "start_from": "small.safetensors", **training},
+            }
+        )
+        output = tmp_path / "large.safetensors"
+        given: dict[str, Any] = {"should_stop": lambda: "", "display": SilentDisplay(), "base": tmp_path}
+        saved = train_flow(config, output, resume=False, **given)
+        kept = train_flow(config, output, resume=True, **given)
+        assert saved is not None
+        assert kept is not None
+        assert kept.fingerprint == saved.fingerprint
+        return saved
+
+    def test_weights_are_kept_and_their_cost_too(self, tmp_path: Path) -> None:
+        saved = self.transfer(tmp_path)
+        assert saved.theory == Phi4((6, 8), -4.0, 8.0)
+        assert saved.training["steps"] == 0
+        assert 1000 <= saved.training["seconds"] < 1001
+        before = SavedFlow.read(tmp_path / "small.safetensors").tensors
+        for name, tensor in saved.tensors.items():
+            # The base belongs to the lattice.
+            assert torch.equal(tensor, before[name]) == (name != "base.log_mass"), name
+
+    def test_without_weights_it_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="steps = 0 without start_from"):
+            self.transfer(tmp_path, start_from="")
