@@ -53,7 +53,8 @@ MINUTES = 30.0
 GROWTH = 2.0
 """Largest ratio of Var(log w) / V at twice the largest extent of the training to that there."""
 CRITICAL_EXTENTS = (8, 12, 16)
-E_TRAINED = (6, 8, 10)
+INTEGRATED = (Point((6, 6), E_LINE[6]), Point((8, 8), CRITICAL), Point((16, 16), CRITICAL))
+"""Where ln Z is integrated to besides λ = 6.008."""
 
 Measured = Mapping[str, Sequence[Quality]]
 
@@ -75,9 +76,10 @@ class Study:
         self._references: dict[Point, Reference] = {}
 
     def reference(self, point: Point) -> Reference:
-        """Return what is known of a lattice without a flow; ln Z by integration where couplings are those of a study."""
+        """Return what is known of a lattice without a flow."""
         if point not in self._references:
-            self._references[point] = make_reference(point, self.folder, integrate=True, quick=self.quick)
+            integrate = point.lam == LAM or point in INTEGRATED
+            self._references[point] = make_reference(point, self.folder, integrate=integrate, quick=self.quick)
         return self._references[point]
 
     def measure(self, names: Sequence[str], points: Sequence[Point]) -> dict[str, list[Quality]]:

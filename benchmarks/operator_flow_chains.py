@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.claims import Claim
 from benchmarks.kept import KeptEnsemble, KeptFlow
 from benchmarks.measuring import INFORMATIVE
+from benchmarks.operator_flow_quality import EXACT
 from benchmarks.operator_flow_trainings import TRAINED, theory
 from benchmarks.trivializing_ensembles import KERNELS, SLOW, cost_table, physics_table
 from benchmarks.trivializing_reference import ReferenceLogZ
@@ -29,7 +30,12 @@ def make_chains(known: Mapping[str, KeptFlow], folder: Path, *, quick: bool) -> 
     trained = known["local_0"]
     training = {"steps": 0, "threads": 1}
     moved = replace(
-        trained, name=f"transferred_{EXTENT}", theory=theory(EXTENT), training=training, start_from=trained.name
+        trained,
+        name=f"transferred_{EXTENT}",
+        theory=theory(EXTENT),
+        flow={**trained.flow, **EXACT},
+        training=training,
+        start_from=trained.name,
     )
     moved.make(folder, known)
     # A quarter period of the slowest mode, of frequency √2 m, is the best that plain HMC can do.

@@ -18,7 +18,7 @@ finite reach by displacements, O(V).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import pi
 
@@ -372,12 +372,23 @@ class _Prepared(Velocity):
         return self._gated(field, summed), jacobian + torch.diag_embed(diagonal)
 
     def at_sites(self, time: Tensor, field: Tensor, sites: Tensor) -> tuple[Tensor, Tensor]:
+        return self.around(time, field, sites)(field[:, sites])
+
+    def around(self, time: Tensor, field: Tensor, sites: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         operator = self._operator
-        kernels = operator.kernels(time)
+        kernels, features = operator.kernels(time), operator.features(field)
         rows = operator.rows(kernels, sites)
-        features, here = operator.features(field), field[:, sites]
-        if len(rows) == 1:
-            summed = torch.einsum("nyf,fgxy->nxg", features, rows[0])
-        else:
-            summed = torch.einsum("nyf,nfgxy->nxg", features, rows)
-        return self._gated(here, summed), self._diagonal(kernels, here, summed)
+        own = operator.at_origin(kernels)
+        others = (
+            torch.einsum("nyf,fgxy->nxg", features, rows[0])
+            if len(rows) == 1
+            else torch.einsum("nyf,nfgxy->nxg", features, rows)
+        )
+        # What each site contributes to itself is taken out: it changes with the value there.
+        others = others - features[:, sites] @ own
+
+        def at(values: Tensor) -> tuple[Tensor, Tensor]:
+            summed = others + operator.features(values) @ own
+            return self._gated(values, summed), self._diagonal(kernels, values, summed)
+
+        return at

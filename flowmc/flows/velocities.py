@@ -119,6 +119,13 @@ class Velocity(abc.ABC):
     def at_sites(self, time: Tensor, field: Tensor, sites: Tensor) -> tuple[Tensor, Tensor]:
         """Return V_x and ∂V_x/∂φ_x at some sites, (n, sites) each."""
 
+    def around(self, time: Tensor, field: Tensor, sites: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return `at_sites` as a function of the field at these sites of one colour, (n, sites), with the rest frozen.
+
+        It is evaluated a few times: a velocity that knows what the rest contributes overrides this.
+        """
+        return lambda values: self.at_sites(time, field.index_copy(1, sites, values), sites)
+
 
 class VelocityField(torch.nn.Module, abc.ABC):
     """The weights of a velocity."""

@@ -131,7 +131,9 @@ class TrainingConfig:
         check_also(self.also, self.begin)
         if self.steps == 0 and not self.start_from:
             raise ParameterError(
-                got="steps = 0 without start_from", expected="a flow whose weights are taken as they are", fix="name it"
+                got="steps = 0 without start_from",
+                expected="a flow whose weights are taken as they are",
+                fix="set `start_from`, or raise `steps`",
             )
         names = ("batch_size", "learning_rate", "gradient_clip", "log_every", "checkpoint_every", "threads")
         for name in names:

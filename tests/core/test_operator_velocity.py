@@ -90,6 +90,15 @@ class TestClosedForms:
         torch.testing.assert_close(value, velocity(time, field)[:, sites], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(slopes, jacobian.diagonal(dim1=1, dim2=2)[:, sites], rtol=1e-11, atol=1e-12)
 
+    def test_around_frozen_sites(self, operator: OperatorVelocity, shape: tuple[int, ...], time: Tensor) -> None:
+        velocity, field = operator.prepare(), values(shape)
+        sites = torch.tensor(max(velocity.colour_classes, key=len))
+        changed = torch.randn((7, len(sites)), generator=torch_generator(5), dtype=torch.float64)
+        value, slopes = velocity.around(time, field, sites)(changed)
+        moved = velocity.with_jacobian(time, field.index_copy(1, sites, changed))
+        torch.testing.assert_close(value, moved[0][:, sites], rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(slopes, moved[1].diagonal(dim1=1, dim2=2)[:, sites], rtol=1e-11, atol=1e-12)
+
     @pytest.mark.parametrize("sums", SUMS)
     def test_all_ways_to_sum_agree(
         self, sums: str, family: str, gates: int, operator: OperatorVelocity, shape: tuple[int, ...], time: Tensor

@@ -65,6 +65,13 @@ class TestVelocity:
         torch.testing.assert_close(value, velocity(time, field)[:, sites], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(slopes, jacobian.diagonal(dim1=1, dim2=2)[:, sites], rtol=1e-12, atol=1e-12)
 
+    def test_around_frozen_sites(self, velocity: Velocity, time: Tensor, field: Tensor) -> None:
+        sites, values = torch.tensor([3]), torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None]
+        value, slopes = velocity.around(time, field, sites)(values)
+        moved = velocity.at_sites(time, field.index_copy(1, sites, values), sites)
+        torch.testing.assert_close(value, moved[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(slopes, moved[1], rtol=1e-12, atol=1e-12)
+
     def test_colours_are_blind_to_each_other(self, velocity: Velocity, jacobian: Tensor) -> None:
         classes = velocity.colour_classes
         assert sorted(site for sites in classes for site in sites) == list(range(jacobian.shape[1]))

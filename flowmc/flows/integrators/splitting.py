@@ -46,23 +46,21 @@ class ColourSplitting(Integrator):
 
 def _substep(velocity: Velocity, time: Tensor, size: float, field: Tensor, sites: Tensor) -> tuple[Tensor, Tensor]:
     start = field[:, sites]
+    with torch.no_grad():
+        given = start.detach()
+        frozen = velocity.around(time, field.detach(), sites)
 
-    def at(middle: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        return velocity.at_sites(time, rest.index_copy(1, sites, middle), sites)
+        def residual(middle: Tensor, _: Tensor) -> tuple[Tensor, Solve]:
+            value, slope = frozen(middle)
+            return middle - given - 0.5 * size * value, lambda rest: rest / (1 - 0.5 * size * slope)
 
-    frozen = field.detach()
-    given = start.detach()
-
-    def residual(middle: Tensor, rows: Tensor) -> tuple[Tensor, Solve]:
-        value, slope = at(middle, frozen[rows])
-        return middle - given[rows] - 0.5 * size * value, lambda rest: rest / (1 - 0.5 * size * slope)
-
-    middle = newton(residual, given)
+        middle = newton(residual, given)
     if torch.is_grad_enabled():
         # One more of Newton's steps, with a graph: its derivatives are those of the solution.
-        value, slope = at(middle, field)
+        frozen = velocity.around(time, field, sites)
+        value, slope = frozen(middle)
         middle = middle - (middle - start - 0.5 * size * value) / (1 - 0.5 * size * slope).detach()
-    value, slope = at(middle, field)
+    value, slope = frozen(middle)
     # Where the midpoint rule folds, 1 ± h a/2 is not positive, and the logarithm not a number.
     log_det = torch.log1p(0.5 * size * slope) - torch.log1p(-0.5 * size * slope)
     return field.index_copy(1, sites, start + size * value), log_det.sum(1)
