@@ -54,7 +54,7 @@ FAMILIES = (*KERNELS, "ungated")
 """What is compared: the families, and local kernels without gates, the form of arXiv:2207.00283."""
 OBJECTIVES = ("reverse_kl", "path_gradient", "continuity")
 SPACINGS: Mapping[str, tuple[float | str, float]] = MappingProxyType(
-    {"lattice": (1.0, 3.0), "mass": ("mass", 2.75), "extent": ("extent", 0.375)}
+    {"lattice": (1.0, 3.0), "extent": ("extent", 0.375)}
 )
 """Units of the kernels along the E-line, by their names in files, and the reach in them: three sites at L = 8."""
 
@@ -104,7 +104,7 @@ def operator_flows(*, quick: bool) -> dict[str, KeptFlow]:
         networks = {"gates": 0} if family == "ungated" else {"kernel": KERNELS[family]}
         for seed in SEEDS[:1]:
             add(f"{family}_{seed}", theory(8), 3000, flow={"networks": networks}, seed=seed, **small)
-    for extent, fine, scratch in ((12, 400, 1500), (16, 300, 1000)):
+    for extent, fine, scratch in ((12, 300, 1000), (16, 200, 600)):
         for seed in SEEDS:
             add(f"fine_{extent}_{seed}", theory(extent), fine, start=f"local_{seed}", learning_rate=1e-3, seed=seed)
             add(f"scratch_{extent}_{seed}", theory(extent), scratch, seed=seed)
@@ -112,8 +112,8 @@ def operator_flows(*, quick: bool) -> dict[str, KeptFlow]:
         kernel = {**KERNELS["local"], "reach": reach}
         flow = {"networks": {"kernel": kernel}, "spacing": spacing, "conditioning": {"lam": [4.5, 7.0]}}
         along = [{"shape": [extent, extent], "lam": E_LINE[extent]} for extent in (6, 10)]
-        add(f"eline_{name}", theory(8), 1500, flow=flow, also=along)
-    add("critical_8", theory(8, CRITICAL), 2000, start="local_0", **small)
+        add(f"eline_{name}", theory(8), 1000, flow=flow, also=along)
+    add("critical_8", theory(8, CRITICAL), 1000, start="local_0", **small)
     add("critical_16", theory(16, CRITICAL), 300, start="critical_8", learning_rate=1e-3)
     for objective in OBJECTIVES:
         steps = {"reverse_kl": 1500, "path_gradient": 500, "continuity": 4000}[objective]
@@ -122,7 +122,7 @@ def operator_flows(*, quick: bool) -> dict[str, KeptFlow]:
     add(
         "curriculum",
         theory(12),
-        1000,
+        600,
         also=[{"shape": [6, 6], "end": 0.5}, {"shape": [8, 8], "begin": 0.25, "end": 0.75}],
         begin=0.5,
     )
