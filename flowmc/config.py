@@ -24,6 +24,7 @@ from flowmc.kernels import INTEGRATORS
 from flowmc.sampling import SamplingPlan
 from flowmc.theories import THEORIES, Theory
 from flowmc.training import TrainingConfig
+from flowmc.training.companions import other_theories
 
 __all__ = [
     "KERNELS",
@@ -330,6 +331,7 @@ def parse_run(tables: Mapping[str, Any]) -> RunConfig:
         baseline=_section("baseline", tables.get("baseline", {"kernels": []}), BaselineConfig),
         ensemble=_section("ensemble", tables.get("ensemble", {}), EnsembleConfig),
     )
+    other_theories(theory, run.training.also)
     try:
         run.baselines()
     except ParameterError as error:

@@ -12,7 +12,7 @@ distance    none: K is a network of r and t, r the shortest distance around the 
             exp(−r / reach) if a reach is given
 local       cos(π (j − 1) r / reach) (1 − (r / reach)²)² for r < reach, and nothing beyond: image by image
 multiscale  heat kernels: symbols exp(−½ σ_j² p²) of widths reach, reach / √2, reach / 2, ...
-spectral    symbols T_j(u) (1 − (p / cutoff)²)² for p < cutoff and nothing beyond, T_j Chebyshev polynomials of
+spectral    symbols T_{j−1}(u) (1 − (p / cutoff)²)² for p < cutoff and nothing beyond, T_j Chebyshev polynomials of
             u = (p² − 1) / (p² + 1)
 =========== ==========================================================================================================
 
@@ -40,6 +40,9 @@ from flowmc.errors import ParameterError
 from flowmc.lattice import momentum_squared, volume
 
 __all__ = ["KERNEL_FAMILIES", "KernelBasis", "KernelConfig", "build_coefficients", "kernel_basis"]
+
+
+LARGEST_SUPPORT = 2**22
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,12 @@ class KernelConfig:
                 fix="correct the value",
             )
 
+    def meaning(self) -> tuple[object, ...]:
+        """Return what weights of such a kernel belong to; entries that serve other families are not among it."""
+        if self.family == "distance":
+            return (self.family, self.reach, self.hidden)
+        return (self.family, self.functions, self.cutoff if self.family == "spectral" else self.reach)
+
 
 class KernelBasis(NamedTuple):
     """The functions B_j on one lattice, with the measure in them."""
@@ -131,6 +140,12 @@ def _shells(config: KernelConfig, shape: tuple[int, ...], spacing: float) -> Ker
 
 def _local(config: KernelConfig, shape: tuple[int, ...], spacing: float) -> KernelBasis:
     furthest = int(config.reach / spacing)
+    if (2 * furthest + 1) ** len(shape) > LARGEST_SUPPORT:
+        raise ParameterError(
+            got=f"kernels that reach {furthest} sites in each of {len(shape)} directions",
+            expected=f"at most {LARGEST_SUPPORT} sites within reach",
+            fix="lower `reach`, which is in the units of `spacing`",
+        )
     ranges = [np.arange(-furthest, furthest + 1)] * len(shape)
     images = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(shape))
     fraction = spacing * np.sqrt((images**2).sum(1)) / config.reach

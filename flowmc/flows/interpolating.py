@@ -21,9 +21,6 @@ from flowmc.theories import Theory
 
 __all__ = ["InterpolatingConfig", "InterpolatingFlow"]
 
-# Of sums in float64: by so much an even action may differ between a field and its mirror image.
-ROUNDING = 1e-10
-
 
 @dataclass(frozen=True)
 class InterpolatingConfig(PathConfig):

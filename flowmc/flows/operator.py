@@ -12,7 +12,8 @@ References
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -39,6 +40,8 @@ class OperatorConfig(PathConfig):
     ----------
     networks
         Those of the velocity.
+    interpolation
+        A path that is the same on every lattice, "linear" or "trigonometric"; it has neither networks nor a learned C(t).
     spacing
         Lattice spacing in the units of the kernels: 1 for kernels in lattice units, or another number; "mass" for the
         mass of the base in lattice units, so that kernels scale with its correlation length; "extent" for V^(−1/d), so
@@ -71,9 +74,9 @@ class OperatorConfig(PathConfig):
             raise ParameterError(
                 got=f"interpolation of kind {self.interpolation.kind!r} for an operator flow",
                 expected=f"a path that is the same on every lattice, one of {list(SIZELESS_PATHS)}",
-                fix="correct `kind` in [flow.interpolation]",
+                fix="set `kind` in [flow.interpolation]",
             )
-        known = self.spacing in UNITS if isinstance(self.spacing, str) else 0 < self.spacing < float("inf")
+        known = self.spacing in UNITS if isinstance(self.spacing, str) else 0 < self.spacing < inf
         if not known:
             raise ParameterError(
                 got=f"spacing = {self.spacing!r}",
@@ -86,12 +89,19 @@ class OperatorConfig(PathConfig):
                 expected='base = "free_field", or a number',
                 fix="correct `spacing`",
             )
+        kernel = self.networks.kernel
+        if self.spacing == "extent" and kernel.family in ("local", "multiscale") and kernel.reach > 1:
+            raise ParameterError(
+                got=f'reach = {kernel.reach} with spacing = "extent": so many times around the lattice',
+                expected="a part of the lattice, at most 1",
+                fix="lower `reach`, for example to 0.4",
+            )
         ranges = {name: tuple(ends) for name, ends in self.conditioning.items()}
         for name, ends in ranges.items():
-            if len(ends) != 2 or not ends[0] < ends[1]:
+            if len(ends) != 2 or not -inf < ends[0] < ends[1] < inf:
                 raise ParameterError(
                     got=f"conditioning on {name} with the range {list(ends)}",
-                    expected="its lower and its upper end",
+                    expected="its lower and its upper end, finite",
                     fix='give, for example, conditioning = { "lam" = [4.5, 7.0] }',
                 )
         object.__setattr__(self, "conditioning", ranges)
@@ -139,6 +149,8 @@ class OperatorFlow(PathFlow):
     def on(self, theory: Theory) -> OperatorFlow:
         """Return a flow for another lattice or other couplings that shares this one's weights: training one trains both.
 
+        Convert it or move it to a device before: afterwards the other one's base would stay behind.
+
         Raises
         ------
         TheoryMismatchError, ParameterError
@@ -151,7 +163,11 @@ class OperatorFlow(PathFlow):
         if not isinstance(other, OperatorFlow):
             return {}
         own, given = self.config, other.config
-        alike = replace(own, networks=given.networks, spacing=given.spacing, conditioning=given.conditioning) == own
+        alike = (
+            own.networks.meaning() == given.networks.meaning()
+            and own.spacing == given.spacing
+            and own.conditioning == given.conditioning
+        )
         return dict(self.named_parameters()) if alike else {}
 
 

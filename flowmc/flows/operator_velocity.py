@@ -11,8 +11,8 @@ translations and the point group. The divergence costs no more than V itself:
 Without gates it is the form of arXiv:2207.00283. Kernels depend on t, and on couplings where that is asked for, by
 cos(πkt) and Chebyshev polynomials.
 
-The sum over y is one matrix product where there are few sites; else by Fourier transform, O(V log V), or for kernels of
-finite reach by displacements, O(V).
+The sum over y is one matrix product where there are few sites, else done by Fourier transform, O(V log V). For kernels of
+finite reach there is one by displacements too, O(V).
 """
 
 from __future__ import annotations
@@ -98,6 +98,10 @@ class OperatorNetworkConfig:
                 got=f"frequency = {self.frequency}", expected="a finite number above zero", fix="correct `frequency`"
             )
 
+    def meaning(self) -> tuple[object, ...]:
+        """Return what the weights belong to: initial values and ways to sum are not among it."""
+        return (self.kernel.meaning(), self.features, self.gates, self.moments, self.degree)
+
 
 class OperatorWeights(torch.nn.Module):
     """The weights of a neural operator: those of all lattices.
@@ -167,38 +171,40 @@ class OperatorVelocity(VelocityField):
         self._unit = float(spacing ** (1 - 0.5 * len(shape)))
         basis = kernel_basis(weights.config.kernel, shape, spacing)
         self._range = _range(basis, shape)
-
-        def keep(name: str, values: object, dtype: torch.dtype | None = torch.float64) -> None:
-            self.register_buffer(
-                name, None if values is None else torch.as_tensor(values, dtype=dtype), persistent=False
-            )
-
         sites = volume(shape)
-        keep("_places", basis.places.reshape(-1, sites))
-        keep("_radii", basis.radii)
-        keep("_polynomials", weights.polynomials(couplings))
+        # Tables of this lattice, which are no weights; torch has them in the type and on the device of the weights.
+        self._tables = {
+            "places": basis.places.reshape(-1, sites),
+            "polynomials": np.array(weights.polynomials(couplings)),
+            **({} if basis.radii is None else {"radii": basis.radii}),
+        }
+        self._made: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         if self._sums == "automatic":
             entries = len(basis.places) * sites**2
             small = sites <= MATRIX_VOLUME and entries <= MATRIX_ENTRIES
             self._sums = "matrix" if small else "fourier"
         if self._sums == "matrix":
-            matrix = basis.places.reshape(-1, sites)[:, _differences(shape)]
+            matrix = self._tables["places"][:, _differences(shape)]
             # (y, j) to x: what mixes the features leaves the functions of a site next to each other.
-            keep("_matrix", matrix.transpose(1, 0, 2).reshape(-1, sites))
+            self._tables["matrix"] = matrix.transpose(1, 0, 2).reshape(-1, sites)
         elif self._sums == "fourier":
-            keep("_symbols", basis.symbols[..., : shape[-1] // 2 + 1])
+            symbols = basis.symbols[..., : shape[-1] // 2 + 1]
+            self._tables["symbols"] = symbols.reshape(len(symbols), -1).T
         elif basis.support is not None:
             delta = np.zeros((1, len(shape)), dtype=np.int64)
             support = np.unique(np.concatenate([delta, basis.support]), axis=0)
             self._support = [tuple(int(step) for step in place) for place in support]
-            keep("_values", basis.places[(slice(None), *support.T)])
+            self._tables["values"] = basis.places[(slice(None), *support.T)]
 
-    _places: Tensor
-    _radii: Tensor | None
-    _polynomials: Tensor
-    _matrix: Tensor
-    _symbols: Tensor
-    _values: Tensor
+    def _table(self, name: str) -> Tensor:
+        """Return a table in the type and on the device of the weights, which other lattices may share and convert."""
+        like = self.weights.frequencies
+        key = (name, like.dtype, like.device)
+        if key not in self._made:
+            # Ordinary tensors even inside inference mode: the certificate differentiates through them.
+            with torch.inference_mode(False):
+                self._made[key] = torch.as_tensor(self._tables[name], dtype=like.dtype, device=like.device)
+        return self._made[key]
 
     def prepare(self) -> Velocity:
         """Return the velocity with the present weights."""
@@ -211,7 +217,9 @@ class OperatorVelocity(VelocityField):
 
     def kernels(self, time: Tensor) -> Tensor:
         """Return c_jfg, (1 or n, J, F, G)."""
-        return self.weights.kernels(time, self._polynomials, self._radii)
+        return self.weights.kernels(
+            time, self._table("polynomials"), self._table("radii") if "radii" in self._tables else None
+        )
 
     def features(self, field: Tensor) -> Tensor:
         """Return s_f(φ), (n, V, F)."""
@@ -242,7 +250,7 @@ class OperatorVelocity(VelocityField):
         if self._sums == "fourier" and functions > inputs:
             # Fewer transforms than of mixed features: the kernels are put together for each momentum.
             modes = self._modes(features)
-            symbols = self._symbols.flatten(1).T @ kernels.flatten(2)
+            symbols = self._table("symbols") @ kernels.flatten(2)
             symbols = symbols.reshape(len(kernels), -1, inputs, outputs)
             return self._back((modes.unsqueeze(3) * symbols).sum(2))
         # As one matrix for all fields where there is one time: (F, G J).
@@ -251,11 +259,11 @@ class OperatorVelocity(VelocityField):
         n, sites = mixed.shape[:2]
         mixed = mixed.reshape(n, sites, outputs, functions)
         if self._sums == "matrix":
-            return (mixed.transpose(1, 2).flatten(2) @ self._matrix).transpose(1, 2)
+            return (mixed.transpose(1, 2).flatten(2) @ self._table("matrix")).transpose(1, 2)
         if self._sums == "fourier":
             modes = self._modes(mixed.flatten(2)).reshape(n, -1, outputs, functions)
-            return self._back((modes * self._symbols.flatten(1).T.unsqueeze(1)).sum(3))
-        each = (mixed @ self._values).permute(3, 0, 2, 1).reshape(-1, n, outputs, *self._shape)
+            return self._back((modes * self._table("symbols").unsqueeze(1)).sum(3))
+        each = (mixed @ self._table("values")).permute(3, 0, 2, 1).reshape(-1, n, outputs, *self._shape)
         axes = tuple(range(2, 2 + len(self._shape)))
         total = torch.zeros_like(each[0])
         for values, shift in zip(each, self._support, strict=True):
@@ -278,12 +286,12 @@ class OperatorVelocity(VelocityField):
     def rows(self, kernels: Tensor, sites: Tensor) -> Tensor:
         """Return K_fg(x − y) for some sites x, (1 or n, F, G, sites, V)."""
         at = torch.as_tensor(_differences(self._shape), device=sites.device)[sites]
-        places = torch.einsum("jd,tjfg->tfgd", self._places, kernels)
+        places = torch.einsum("jd,tjfg->tfgd", self._table("places"), kernels)
         return places[..., at]
 
     def at_origin(self, kernels: Tensor) -> Tensor:
         """Return K_fg(0), (1 or n, F, G)."""
-        return torch.einsum("j,tjfg->tfg", self._places[:, 0], kernels)
+        return torch.einsum("j,tjfg->tfg", self._table("places")[:, 0], kernels)
 
     @property
     def unit(self) -> float:

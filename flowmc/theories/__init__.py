@@ -74,7 +74,7 @@ def from_description(description: Mapping[str, Any]) -> Theory:
             expected="a theory that is made of its couplings; the function itself is in no file",
             fix="build the CallableTheory in Python and pass it, for example load_flow(path, theory)",
         )
-    if name not in THEORIES:
+    if not isinstance(name, str) or name not in THEORIES:
         raise ConfigError(
             got=f"theory name {name!r}", expected=f"one of {sorted(THEORIES)}", fix="correct `name` in the theory"
         )

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowmc.errors import ParameterError
+from flowmc.errors import ConfigError, FlowmcError, ParameterError
 from flowmc.flows import Flow, OperatorFlow
 from flowmc.theories import Theory, from_description
 
-__all__ = ["Companion", "check_also", "companions"]
+__all__ = ["Companion", "check_also", "companions", "other_theories", "takes_part"]
 
 PERIOD = ("begin", "end")
 
@@ -61,15 +61,16 @@ def check_also(also: tuple[Mapping[str, Any], ...], begin: float) -> None:
         If a fraction is out of range, or there are steps without a theory.
     """
     periods = [(begin, 1.0), *((entry.get("begin", 0.0), entry.get("end", 1.0)) for entry in also)]
-    covered = 0.0
-    for start, end in sorted(periods, key=lambda period: (isinstance(period[0], str), str(period[0]))):
-        numbers = isinstance(start, int | float) and isinstance(end, int | float)
+    for start, end in periods:
+        numbers = all(isinstance(edge, int | float) and not isinstance(edge, bool) for edge in (start, end))
         if not (numbers and 0 <= start < end <= 1):
             raise ParameterError(
                 got=f"a theory that takes part from {start} to {end} of the steps",
                 expected="fractions of the steps, 0 <= begin < end <= 1",
                 fix="correct `begin` or `end` in [training] or [[training.also]]",
             )
+    covered = 0.0
+    for start, end in sorted(periods):
         if start > covered:
             raise ParameterError(
                 got=f"no theory to train for between {covered} and {start} of the steps",
@@ -79,13 +80,11 @@ def check_also(also: tuple[Mapping[str, Any], ...], begin: float) -> None:
         covered = max(covered, end)
 
 
-def companions(flow: Flow, theory: Theory, also: tuple[Mapping[str, Any], ...]) -> list[Companion]:
-    """Return the other theories that a flow is trained for, each with its flow.
+def other_theories(theory: Theory, also: tuple[Mapping[str, Any], ...]) -> list[Theory]:
+    """Return the other theories that a training is for.
 
     Parameters
     ----------
-    flow
-        The flow.
     theory
         The theory whose entries the others change.
     also
@@ -93,10 +92,44 @@ def companions(flow: Flow, theory: Theory, also: tuple[Mapping[str, Any], ...]) 
 
     Raises
     ------
+    ConfigError
+        If an entry is none of a theory, or changes nothing.
+    """
+    made = []
+    for number, entry in enumerate(also, start=1):
+        where = f"[[training.also]] number {number}"
+        changes = {key: value for key, value in entry.items() if key not in PERIOD}
+        own = theory.describe()
+        if unknown := sorted(set(changes) - set(own)):
+            raise ConfigError(
+                got=f"{unknown} in {where}",
+                expected=f"entries of [theory], of {sorted(own)}, or of {list(PERIOD)}",
+                fix="correct or remove them",
+            )
+        try:
+            other = from_description({**own, **changes})
+        except FlowmcError as error:
+            raise ConfigError(got=f"{error.got}, in {where}", expected=error.expected, fix=error.fix) from error
+        if other == theory:
+            raise ConfigError(
+                got=f"{where}, which is the theory of [theory]",
+                expected="another lattice or other couplings",
+                fix="change an entry, or remove it",
+            )
+        made.append(other)
+    return made
+
+
+def companions(flow: Flow, theory: Theory, also: tuple[Mapping[str, Any], ...]) -> list[Companion]:
+    """Return the other theories that a flow is trained for, each with its flow; parameters as for `other_theories`.
+
+    Raises
+    ------
     ParameterError, ConfigError, TheoryMismatchError
         If the flow is one for a single lattice, or a theory none that it can be trained for.
     """
-    if not also:
+    others = other_theories(theory, also)
+    if not others:
         return []
     if not isinstance(flow, OperatorFlow):
         raise ParameterError(
@@ -104,9 +137,7 @@ def companions(flow: Flow, theory: Theory, also: tuple[Mapping[str, Any], ...]) 
             expected='a flow of kind "operator"',
             fix="train for one theory after the other, by `start_from`",
         )
-    made = []
-    for entry in also:
-        changes = {key: value for key, value in entry.items() if key not in PERIOD}
-        other = from_description({**theory.describe(), **changes})
-        made.append(Companion(flow.on(other), other, entry.get("begin", 0.0), entry.get("end", 1.0)))
-    return made
+    return [
+        Companion(flow.on(other), other, entry.get("begin", 0.0), entry.get("end", 1.0))
+        for other, entry in zip(others, also, strict=True)
+    ]

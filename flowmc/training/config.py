@@ -8,7 +8,7 @@ from math import ceil, isfinite, log
 from typing import Any
 
 from flowmc.errors import ParameterError
-from flowmc.flows import Flow
+from flowmc.flows import Flow, OperatorFlow
 from flowmc.theories import Theory
 from flowmc.theories.tempered import tempered
 from flowmc.training.companions import check_also, takes_part
@@ -41,7 +41,7 @@ class TrainingConfig:
     objective
         A name in `flowmc.training.objectives.OBJECTIVES`, estimators of the gradient of the reverse KL divergence, or
         "auto" for the one that suits flow and theory; "continuity", the residual of the continuity equation, for
-        interpolating flows; or "forward_kl", which maximises the likelihood of ``samples``.
+        flows with a path of densities; or "forward_kl", which maximises the likelihood of ``samples``.
     forward_weight
         Weight w in (0, 1) of the forward KL divergence in a mixed objective, (1 − w) times the reverse one and w times
         the forward one on ``samples``. 0 is the reverse one alone.
@@ -129,6 +129,12 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "also", tuple(dict(entry) for entry in self.also))
         check_also(self.also, self.begin)
+        if self.also and self.weight_of_samples:
+            raise ParameterError(
+                got=f"[[training.also]] with objective = {self.objective!r}, forward_weight = {self.forward_weight}",
+                expected="an objective without samples: those belong to one theory",
+                fix="leave out one of them",
+            )
         if self.steps == 0 and not self.start_from:
             raise ParameterError(
                 got="steps = 0 without start_from",
@@ -261,6 +267,13 @@ class TrainingConfig:
         first = self.theory_at(1, theory)
         if self.objective == FORWARD_KL:
             return None
+        pieces = self.micro_batch or self.batch_size
+        if self.objective == CONTINUITY and isinstance(flow, OperatorFlow) and pieces < 2:
+            raise ParameterError(
+                got=f"batch_size = {self.batch_size}, micro_batch = {self.micro_batch} with objective = {CONTINUITY!r}",
+                expected="pieces of at least 2 draws: the residual is that to their mean",
+                fix="raise them",
+            )
         if first is not theory:
             choose_objective(self.objective, flow, first, self.batch_size)
         return choose_objective(self.objective, flow, theory, self.batch_size)

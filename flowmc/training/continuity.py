@@ -5,7 +5,8 @@ Along trajectories of the present velocity, which are not differentiated, the re
 
     L = mean over times and trajectories of |E| + E²,
 
-in velocity, path and C(t) together. If E vanishes everywhere, the flow carries the base to the target. Tested where the
+in velocity, path and C(t) together. (A flow for many lattices, each with a C(t) of its own, has the mean over the fields
+of a micro-batch in its place.) If E vanishes everywhere, the flow carries the base to the target. Tested where the
 flow goes only, a small loss by itself does not show that nothing was missed: a learned path may build a wall within which
 all is consistent. E may be tested on any fields, as no divergence between densities is minimised: by `residual_spread`
 each field is stretched or squeezed before, which shows what lies just behind such a wall; not, what lies far from it or
@@ -19,6 +20,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import sqrt
 from typing import cast
 
 import torch
@@ -79,8 +81,9 @@ def _on_batch(flow: PathFlow, theory: SmoothTheory, size: int, n: int, generator
             fields = fields * (1 + flow.config.residual_spread * noise).unsqueeze(2)
     found = residual(flow, theory, times.repeat_interleave(size), fields.flatten(0, 1))
     if flow.interpolation.log_z_rate is None:
-        # Where E² is least for given velocity and path, C(t) is minus the mean over the fields at that time.
+        # Where E² is least for given velocity and path, C(t) is minus the mean over the fields at that time; that of few
+        # fields leaves the squares too small by (m − 1) / m.
         found = found.reshape(len(times), size)
-        found = (found - found.mean(1, keepdim=True)).flatten()
+        found = (found - found.mean(1, keepdim=True)).flatten() * sqrt(size / (size - 1))
     value = (found.abs() + found * found).sum(dtype=torch.float64) / (n * len(times))
     return Loss(value, value.new_empty(0))

@@ -26,9 +26,10 @@ class TrainingRecord:
     step: int
     loss: float
     """What is minimised, nats: E_q[log q + S], or −E_p[log q] for the forward objective, or their weighted sum; the mean
-    of |E| + E² for the continuity equation."""
+    of |E| + E² for the continuity equation. The mean over the theories that take part in the step."""
     ess: float
-    """Reverse effective sample size of a batch of draws, as a fraction; 0 if no weight is finite."""
+    """Reverse effective sample size of a batch of draws for the flow's own theory, as a fraction; 0 if no weight is
+    finite."""
     acceptance: float
     """Acceptance of independence Metropolis, estimated from the same weights."""
     gradient_norm: float

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmc.errors import NonFiniteError, ParameterError
+from flowmc.errors import NonFiniteError
 from flowmc.flows import Flow, describe_flow, fingerprint
 from flowmc.seeds import torch_generator
 from flowmc.theories import Theory
@@ -103,12 +103,6 @@ def train(
     others = companions(flow, theory, config.also)
     objectives = [config.reverse_objective(other.flow, other.theory) for other in others]
     own = config.reverse_objective(flow, theory)
-    if others and own is None:
-        raise ParameterError(
-            got=f"[[training.also]] with objective = {config.objective!r}, whose samples belong to one theory",
-            expected="an objective that needs none",
-            fix="leave out one of them",
-        )
     descent = _Descent(config, own, given, [*zip(others, objectives, strict=True)])
     if config.compile:
         check_compilable(flow)
@@ -187,12 +181,16 @@ class _Batch(NamedTuple):
     forward_loss: float | None
     log_w: Tensor | None
     log_q: Tensor | None
+    seen: Mapping[str, Tensor]
+    """log w of the draws by what they are for: several theories may have been trained for."""
 
     def faults(self) -> str:
         """Say how many numbers are not finite."""
         found = []
-        for values, what, where in ((self.log_w, "S + log q", "draws"), (self.log_q, "log q", "samples")):
-            if values is not None:
+        draws = [(values, "S + log q", where) for where, values in self.seen.items()]
+        samples = [] if self.log_q is None else [(self.log_q, "log q", "samples")]
+        for values, what, where in (*draws, *samples):
+            if len(values):
                 bad = int((~torch.isfinite(values)).sum())
                 found.append(f"{what} is not finite for {bad} of {len(values)} {where}")
         return "; ".join(found) or "the residual of the continuity equation is not finite at some field"
@@ -212,16 +210,22 @@ class _Descent:
         config = self.config
         weight = config.weight_of_samples
         loss, forward_loss, log_w, log_q = 0.0, None, None, None
-        active = [(other, objective) for other, objective in self.others if other.takes_part(step, config.steps)]
-        own = config.own_takes_part(step)
-        part = (1 - weight) / (len(active) + own)
-        for number, (other, objective) in enumerate(active):
+        # By their numbers among all, so that the draws of one do not depend on who else takes part.
+        numbers = [n for n, (other, _) in enumerate(self.others) if other.takes_part(step, config.steps)]
+        own = config.own_takes_part(step) and self.objective is not None
+        part = (1 - weight) / max(1, len(numbers) + own)
+        seen: dict[str, Tensor] = {}
+        for number in numbers:
+            other, objective = self.others[number]
             other.flow.theory = config.theory_at(step, other.theory)
-            # Of several theories, that of the last line stands for the step until the own one takes part.
-            loss, log_w = self._reverse(other.flow, objective, part, step, "also", number)
-        if own and self.objective is not None:
-            loss, log_w = self._reverse(flow, self.objective, part, step)
-            loss = (1 - weight) * loss
+            value, its_log_w = self._reverse(other.flow, objective, part, step, "also", number)
+            loss += part * value
+            seen[f"draws for {other.theory}"] = its_log_w
+        if own:
+            value, its_log_w = self._reverse(flow, self.objective, part, step)
+            loss += part * value
+            seen["draws"] = its_log_w
+            log_w = its_log_w if len(its_log_w) else None
         if self.samples is not None:
             fields = self.samples.batch(config.batch_size, config.seed, step, flow)
             parts = []
@@ -231,12 +235,12 @@ class _Descent:
             log_q = torch.cat(parts)
             forward_loss = -float(log_q.mean())
             loss += weight * forward_loss
-        return _Batch(loss, forward_loss, log_w, log_q)
+        return _Batch(loss, forward_loss, log_w, log_q, seen)
 
     def _reverse(
         self, flow: Flow, objective: Objective | None, weight: float, step: int, *label: str | int
-    ) -> tuple[float, Tensor | None]:
-        """Add the gradients of one theory's reverse loss, times a weight; return the loss and log w, if there are any."""
+    ) -> tuple[float, Tensor]:
+        """Add the gradients of one theory's reverse loss, times a weight; return the loss and log w, empty for some."""
         assert objective is not None
         config = self.config
         generator = torch_generator(config.seed, "step", step, *label, device=flow.device)
@@ -246,7 +250,7 @@ class _Descent:
             value += float(piece.value.detach())
             parts.append(piece.log_w)
         found = torch.cat(parts)
-        return (-float(found.mean()), found) if len(found) else (value, None)
+        return -float(found.mean()) if len(found) else value, found
 
 
 def _fresh_log_w(flow: Flow, config: TrainingConfig, step: int) -> Tensor:
@@ -278,6 +282,6 @@ def _target_reached(config: TrainingConfig, log: TrainingLog) -> bool:
         return False
     first = window[-1].step - STOP_WINDOW + 1
     estimates = [record.acceptance for record in window if record.step >= first]
-    if first < 1 or not config.at_target(first) or len(estimates) < expected:
+    if first < 1 or not (config.at_target(first) and config.own_takes_part(first)) or len(estimates) < expected:
         return False
     return sum(estimates) / len(estimates) >= config.target_acceptance

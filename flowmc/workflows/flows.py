@@ -133,7 +133,9 @@ def train_flow(
     )
     if resume and output.exists():
         return _kept(output, config.theory, identity)
-    taken_over = _start_from(base / config.training.start_from, flow) if config.training.start_from else {}
+    taken_over: dict[str, Any] = {}
+    if config.training.start_from:
+        taken_over = _start_from(base / config.training.start_from, flow, whole=config.training.steps == 0)
     if taken_over:
         display.say(f"training starts from {config.training.start_from}: {taken_over['weights']}")
     samples = _samples(config, base, display)
@@ -179,8 +181,11 @@ def _samples(config: RunConfig, base: Path, display: Display) -> SampleSet | Non
     return samples
 
 
-def _start_from(path: Path, flow: Flow) -> dict[str, Any]:
-    """Copy the weights of a flow file that fit a flow; return what was taken over, and what it had cost to train."""
+def _start_from(path: Path, flow: Flow, *, whole: bool) -> dict[str, Any]:
+    """Copy the weights of a flow file that fit a flow; return what was taken over, and what it had cost to train.
+
+    If it is to be the ``whole`` flow, all weights must fit.
+    """
     found, saved = load_flow(path)
     if found.kind != flow.kind:
         raise ConfigError(
@@ -194,9 +199,16 @@ def _start_from(path: Path, flow: Flow) -> dict[str, Any]:
         raise ConfigError(
             got=f"start_from = {path}, of whose weights none fits: {_shapes(saved.tensors)}",
             expected=f"some that this flow has too: {_shapes(own)}",
-            fix="take the same layers, widths and ranges; a fully connected network belongs to one lattice; a "
+            fix="take the same layers, widths, ranges and units; a fully connected network belongs to one lattice; a "
             "hierarchical flow on another lattice shares the networks of blocks of one side, of which an 8 x 8 lattice "
             "has none if exact_cross = true; or leave start_from out",
+        )
+    missing = [name for name, _ in flow.density_parameters() if name not in taken]
+    if whole and missing:
+        raise ConfigError(
+            got=f"steps = 0 with start_from = {path}, which does not have {missing}",
+            expected="a flow all of whose weights fit: nothing is trained",
+            fix="take the same networks as there, or raise `steps`",
         )
     return {
         "fingerprint": saved.fingerprint,

@@ -27,7 +27,7 @@ SHAPES = [(5,), (4, 4), (2, 3, 2)]
 
 
 def weights(shake: Shake, family: str, couplings: int = 0, **more: Any) -> OperatorWeights:
-    config = OperatorNetworkConfig(**{"features": 2, "gates": 2, "moments": 3, **more}, kernel=kernel(family))
+    config = OperatorNetworkConfig(**{"features": 5, "gates": 2, "moments": 3, **more}, kernel=kernel(family))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         made = OperatorWeights(config, couplings).double()
@@ -107,8 +107,10 @@ class TestClosedForms:
             with pytest.raises(ParameterError, match="finite reach"):
                 OperatorNetworkConfig(kernel=kernel(family), sums=sums)
             return
-        config = OperatorNetworkConfig(kernel(family), features=2, gates=gates, moments=3, sums=sums)
+        config = OperatorNetworkConfig(kernel(family), features=5, gates=gates, moments=3, sums=sums)
         made = OperatorWeights(config, 0).double()
+        # Fewer functions than features, and the other way round: they are transformed in another order.
+        assert (operator.kernels(time).shape[1] > 6) == (family == "distance" and shape == (4, 4))
         made.load_state_dict(operator.weights.state_dict())
         other = OperatorVelocity(made, shape, spacing=0.8).double()
         assert operator.sums == "matrix"
@@ -251,6 +253,27 @@ def test_bad_kernels_are_refused(wrong: dict[str, Any]) -> None:
 def test_bad_networks_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ParameterError, match="expected"):
         OperatorNetworkConfig(**wrong)
+
+
+def test_tables_follow_the_weights(shake: Shake) -> None:
+    """In float64 they are those of float64 from the beginning, and so are those of a lattice that shares the weights."""
+    made = weights(shake, "multiscale")
+    time, field = torch.tensor(0.4, dtype=torch.float64), values((4, 4))
+    operator = OperatorVelocity(made, (4, 4))
+    expected = operator.prepare()(time, field)
+    made.float()
+    narrow = operator.prepare()(time.float(), field.float())
+    assert narrow.dtype == torch.float32
+    made.double()
+    found = operator.prepare()(time, field)
+    # The weights were rounded on the way, the tables were not.
+    torch.testing.assert_close(found, OperatorVelocity(made, (4, 4)).prepare()(time, field), rtol=0, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_kernels_that_reach_too_far_are_refused() -> None:
+    with pytest.raises(ParameterError, match="within reach"):
+        kernel_basis(KernelConfig("local", reach=60.0), (4, 4, 4, 4), 1.0)
 
 
 def test_starts_at_rest() -> None:

@@ -150,6 +150,22 @@ class TestWithoutTraining:
             # The base belongs to the lattice.
             assert torch.equal(tensor, before[name]) == (name != "base.log_mass"), name
 
+    def test_a_part_of_the_weights_is_refused(self, tmp_path: Path) -> None:
+        """A convolutional coupling flow on other extents keeps its layers, a fully connected one does not."""
+        layers = [{"kind": "affine"}, {"kind": "affine", "network": "fully_connected", "hidden": [4]}]
+        flow = {"kind": "coupling", "layers": layers, "repeat": 1}
+        save_flow(tmp_path / "small.safetensors", build_flow(flow, Phi4((4, 4), -4.0, 8.0), seed=5), {})
+        config = parse_run(
+            {
+                "theory": {"name": "phi4", "shape": [4, 6], "m2": -4.0, "lam": 8.0},
+                "flow": flow,
+                "training": {"steps": 0, "start_from": "small.safetensors"},
+            }
+        )
+        given: dict[str, Any] = {"should_stop": lambda: "", "display": SilentDisplay(), "base": tmp_path}
+        with pytest.raises(ConfigError, match="steps = 0"):
+            train_flow(config, tmp_path / "large.safetensors", resume=False, **given)
+
     def test_without_weights_it_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="steps = 0 without start_from"):
             self.transfer(tmp_path, start_from="")
