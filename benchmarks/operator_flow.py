@@ -53,6 +53,7 @@ MINUTES = 30.0
 GROWTH = 2.0
 """Largest ratio of Var(log w) / V at twice the largest extent of the training to that there."""
 CRITICAL_EXTENTS = (8, 12, 16)
+E_TRAINED = (6, 8, 10)
 INTEGRATED = (Point((6, 6), E_LINE[6]), Point((8, 8), CRITICAL), Point((16, 16), CRITICAL))
 """Where ln Z is integrated to besides λ = 6.008."""
 
@@ -205,19 +206,23 @@ def main() -> None:
     main_flows = [f"local_{seed}" for seed in SEEDS]
     families = [f"{family}_0" for family in FAMILIES[1:]]
     sizes = study.measure([*main_flows, *families, "coupling_0"], [Point(shape, LAM) for shape in SHAPES])
-    for table in size_tables("Trained on L = 6 and 8 only", study, sizes):
+    for table in size_tables("Trained on L = 6 and 8 only (coupling_0 on L = 8)", study, sizes):
         show(table)
     table, claims = physics_table("Trained on L = 6 and 8 only", study, sizes)
     show(table)
     show(log_z_table(study, sizes, [*main_flows, "coupling_0"]))
     claims = transfer_claims(study, sizes) + claims
     shown = {"local": "local_0", **{family: f"{family}_0" for family in FAMILIES[1:]}, "coupling": "coupling_0"}
-    draw_sizes({label: sizes[name] for label, name in shown.items()}, figures / "operator_sizes.png", title="λ = 6.008")
+    draw_sizes(
+        {label: sizes[name] for label, name in shown.items()},
+        figures / "operator_sizes.png",
+        title="λ = 6.008",
+        trained=TRAINED,
+    )
 
     for extent in (12, 16):
-        trained_on = study.measure([f"fine_{extent}_{seed}" for seed in SEEDS], [Point((extent, extent), LAM)])
-        scratch = study.measure([f"scratch_{extent}_{seed}" for seed in SEEDS], [Point((extent, extent), LAM)])
-        both = {**trained_on, **scratch}
+        names = [f"{kind}_{extent}_{seed}" for kind in ("fine", "short", "scratch") for seed in SEEDS]
+        both = study.measure(names, [Point((extent, extent), LAM)])
         for table in size_tables(f"Trained on L = {extent}", study, both):
             show(table)
         table, more = physics_table(f"Trained on L = {extent}", study, both)
@@ -235,7 +240,7 @@ def main() -> None:
     table, more = physics_table("m_p L = 4", study, along)
     show(table)
     claims += informative(along) + more
-    draw_sizes(along, figures / "operator_line.png", title="m_p L = 4")
+    draw_sizes(along, figures / "operator_line.png", title="m_p L = 4", trained=E_TRAINED)
 
     small = study.measure([f"objective_{name}" for name in OBJECTIVES], [Point((6, 6), LAM), Point((8, 8), LAM)])
     mixed = study.measure(["curriculum"], [Point((12, 12), LAM)])

@@ -179,7 +179,8 @@ def scaling_table(scalings: Sequence[Scaling]) -> Table:
         rows.append((f"{FAMILY_OF[scaling.sums]}, {scaling.sums}", *cells, f"{exponent:.2f} ± {error:.2f}"))
     note = (
         "Velocity and divergence of one field, float32, processor time on one core; the exponent from the third lattice "
-        "on. By Fourier transform the cost is V log V, by displacements V, by a matrix V²."
+        "on. Batches have about as many sites on all lattices, so that the overhead of a call counts alike. By Fourier "
+        "transform the cost is V log V, by displacements V, by a matrix V²."
     )
     columns = ("kernels, sums", *(f"L = {extent}" for extent in extents), "exponent in V")
     return Table("Cost of an evaluation", columns, tuple(rows), note)

@@ -9,13 +9,12 @@ from typing import Any
 from benchmarks.operator_flow_cost import FAMILY_OF, Scaling
 from benchmarks.operator_flow_gain import Curve
 from benchmarks.operator_flow_quality import Quality
-from benchmarks.operator_flow_trainings import TRAINED
 from flowmc_analysis.plot_style import MUTED, PALETTE, add_legend, new_figure, series_styles, set_title
 
 __all__ = ["draw_gain", "draw_scaling", "draw_sizes"]
 
 
-def draw_sizes(qualities: Mapping[str, Sequence[Quality]], path: Path, *, title: str) -> None:
+def draw_sizes(qualities: Mapping[str, Sequence[Quality]], path: Path, *, title: str, trained: tuple[int, ...]) -> None:
     """Draw the ESS and Var(log w) / V of flows against the extent, of square lattices."""
     figure, axes = new_figure(1, 2, width=9.4, height=3.9)
     styles = series_styles(qualities)
@@ -28,7 +27,7 @@ def draw_sizes(qualities: Mapping[str, Sequence[Quality]], path: Path, *, title:
         axes[0].plot(at, [quality.ess_forward for quality in square], ls="none", mfc="none", ms=9, **look)
         axes[1].plot(at, [quality.variance_per_site for quality in square], ls=style.line, label=name, **look)
     for axis in axes:
-        axis.axvspan(min(TRAINED), max(TRAINED), color=MUTED, alpha=0.15, lw=0)
+        axis.axvspan(min(trained), max(trained), color=MUTED, alpha=0.15, lw=0)
         axis.set_xticks(extents, [str(extent) for extent in extents])
         axis.minorticks_off()
         axis.set_xlabel("L")

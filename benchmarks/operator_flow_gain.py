@@ -18,8 +18,9 @@ from benchmarks.measuring import INFORMATIVE, one_thread, take_turns
 from benchmarks.operator_flow_trainings import SEEDS, TARGETS
 from flowmc.flows import build_flow
 from flowmc.seeds import torch_generator
-from flowmc.theories import Phi4, from_description
+from flowmc.theories import Phi4
 from flowmc.training import TrainingFiles, read_log, reverse_kl
+from flowmc.training.companions import other_theories
 from flowmc_analysis.tables import ABSENT, Table
 
 __all__ = ["Curve", "gain_claims", "gain_table", "measure_gain", "seconds_of_step"]
@@ -68,10 +69,7 @@ def seconds_of_step(training: KeptFlow) -> float:
     """Return the processor seconds of the gradient of a step, over all theories of the training; a median of five."""
     config = training.config()
     assert config.flow is not None
-    theories = [config.theory]
-    for entry in config.training.also:
-        changes = {key: value for key, value in entry.items() if key not in ("begin", "end")}
-        theories.append(from_description({**config.theory.describe(), **changes}))
+    theories = [config.theory, *other_theories(config.theory, config.training.also)]
     total = 0.0
     with one_thread():
         for theory in theories:
@@ -132,10 +130,10 @@ class SpeedUp:
 
 
 def speed_up(pairs: Sequence[tuple[Curve, Curve]], level: float = nan) -> SpeedUp:
-    """Return the speed-up to an ESS, or, for NaN, to the lower one of what both reach at their end."""
+    """Return the speed-up to an ESS, or, for NaN, to the lower one of what both have in their last windows."""
     levels, alone, whole = [], [], []
     for fine, scratch in pairs:
-        target = level if isfinite(level) else float(min(fine.ess.max(), scratch.ess.max()))
+        target = level if isfinite(level) else float(min(fine.ess[-1], scratch.ess[-1]))
         own, other = fine.seconds_to(target), scratch.seconds_to(target)
         levels.append(target)
         # Infinite where only the pretrained one gets there, not a number where neither does.
@@ -173,7 +171,8 @@ def gain_table(curves: Mapping[int, Sequence[tuple[Curve, Curve]]]) -> Table:
     )
     note = (
         f"ESS of batches of 64 draws, averaged over {WINDOW} lines of the log (100 steps): higher than that of many "
-        "draws, for both alike. Processor seconds on one core, measured step by step; before: of the pretraining."
+        "draws, for both alike. Those from scratch have a schedule of their own length. Processor seconds on one core, "
+        "measured step by step; before: of the pretraining."
     )
     return Table("Training on and from scratch", columns, tuple(rows), note)
 

@@ -223,7 +223,8 @@ def measure_quality(name: str, point: Point, folder: Path, reference: Reference,
     draws = 512 if quick else DRAWS
     if kept.is_file():
         with np.load(kept) as found:
-            if str(found["fingerprint"]) == saved.fingerprint and len(found["log_w"]) == draws:
+            same = str(found["fingerprint"]) == saved.fingerprint and np.array_equal(found["samples"], reference.fields)
+            if same and len(found["log_w"]) == draws:
                 values = {key: found[key] for key in COMPARED}
                 return Quality(point, found["log_w"], found["log_w_samples"], values)
     parts: list[tuple[Array, Array]] = []
@@ -238,7 +239,8 @@ def measure_quality(name: str, point: Point, folder: Path, reference: Reference,
     log_w = np.concatenate([log_w for _, log_w in parts])
     log_w = np.where(np.isfinite(log_w), log_w, -np.inf)
     values = _observables(fields)
-    np.savez(kept, fingerprint=saved.fingerprint, log_w=log_w, log_w_samples=log_w_samples, **cast(Any, values))
+    facts = {"fingerprint": saved.fingerprint, "samples": reference.fields, "log_w": log_w}
+    np.savez(kept, log_w_samples=log_w_samples, **cast(Any, facts), **cast(Any, values))
     return Quality(point, log_w, log_w_samples, values)
 
 

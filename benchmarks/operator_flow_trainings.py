@@ -108,6 +108,8 @@ def operator_flows(*, quick: bool) -> dict[str, KeptFlow]:
         for seed in SEEDS:
             add(f"fine_{extent}_{seed}", theory(extent), fine, start=f"local_{seed}", learning_rate=1e-3, seed=seed)
             add(f"scratch_{extent}_{seed}", theory(extent), scratch, seed=seed)
+            # As many steps as the pretrained one makes, with a schedule of that length.
+            add(f"short_{extent}_{seed}", theory(extent), fine, seed=seed)
     for name, (spacing, reach) in SPACINGS.items():
         kernel = {**KERNELS["local"], "reach": reach}
         flow = {"networks": {"kernel": kernel}, "spacing": spacing, "conditioning": {"lam": [4.5, 7.0]}}
