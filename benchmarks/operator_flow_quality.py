@@ -31,8 +31,9 @@ __all__ = ["COMPARED", "EXACT", "Point", "Quality", "Reference", "make_reference
 
 Array = NDArray[np.float64]
 
-DRAWS = 8192
-FORWARD = 512
+DRAWS, LARGE, DRAWS_OF_LARGE = 4096, 144, 2048
+"""Draws on lattices of up to so many sites, and on larger ones."""
+FORWARD = 256
 """Configurations of HMC for the forward ESS: the inverse map costs several times the forward one."""
 CHUNK = 256
 EFFECTIVE = 1000
@@ -220,7 +221,7 @@ def measure_quality(name: str, point: Point, folder: Path, reference: Reference,
     """
     flow, saved = on_lattice(folder / f"{name}.safetensors", point)
     kept = folder / f"weights_{name}_on_{point.name}.npz"
-    draws = 512 if quick else DRAWS
+    draws = 512 if quick else DRAWS if point.theory.volume <= LARGE else DRAWS_OF_LARGE
     if kept.is_file():
         with np.load(kept) as found:
             same = str(found["fingerprint"]) == saved.fingerprint and np.array_equal(found["samples"], reference.fields)
