@@ -221,7 +221,7 @@ def main() -> None:
     )
 
     for extent in (12, 16):
-        names = [f"{kind}_{extent}_{seed}" for kind in ("fine", "short", "scratch") for seed in SEEDS]
+        names = [f"{kind}_{extent}_{seed}" for kind in ("fine", "scratch") for seed in SEEDS]
         both = study.measure(names, [Point((extent, extent), LAM)])
         for table in size_tables(f"Trained on L = {extent}", study, both):
             show(table)

@@ -108,17 +108,16 @@ def operator_flows(*, quick: bool) -> dict[str, KeptFlow]:
         for seed in SEEDS:
             add(f"fine_{extent}_{seed}", theory(extent), fine, start=f"local_{seed}", learning_rate=1e-3, seed=seed)
             add(f"scratch_{extent}_{seed}", theory(extent), scratch, seed=seed)
-            # As many steps as the pretrained one makes, with a schedule of that length.
-            add(f"short_{extent}_{seed}", theory(extent), fine, seed=seed)
     for name, (spacing, reach) in SPACINGS.items():
-        kernel = {**KERNELS["local"], "reach": reach}
+        kernel = {**KERNELS["multiscale"], "reach": reach}
         flow = {"networks": {"kernel": kernel}, "spacing": spacing, "conditioning": {"lam": [4.5, 7.0]}}
         along = [{"shape": [extent, extent], "lam": E_LINE[extent]} for extent in (6, 10)]
-        add(f"eline_{name}", theory(8), 1000, flow=flow, also=along)
-    add("critical_8", theory(8, CRITICAL), 1000, start="local_0", **small)
-    add("critical_16", theory(16, CRITICAL), 300, start="critical_8", learning_rate=1e-3)
+        add(f"eline_{name}", theory(8), 800, flow=flow, also=along)
+    critical = {"networks": {"kernel": KERNELS["multiscale"]}}
+    add("critical_8", theory(8, CRITICAL), 800, start="multiscale_0", flow=critical, **small)
+    add("critical_16", theory(16, CRITICAL), 200, start="critical_8", flow=critical, learning_rate=1e-3)
     for objective in OBJECTIVES:
-        steps = {"reverse_kl": 1500, "path_gradient": 500, "continuity": 4000}[objective]
+        steps = {"reverse_kl": 1000, "path_gradient": 250, "continuity": 2500}[objective]
         flow = {"residual_times": 8, "trajectory_steps": 10} if objective == "continuity" else {}
         add(f"objective_{objective}", theory(6), steps, flow=flow, objective=objective)
     add(
