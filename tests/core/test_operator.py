@@ -41,6 +41,9 @@ class TestOtherLattices:
         field, log_q = other.sample(20, torch_generator(1))
         assert field.shape == (20, *shape)
         torch.testing.assert_close(other.log_prob(field), log_q, rtol=1e-9, atol=1e-9)
+
+    def test_another_lattice_passes_the_certificate(self, shaken: Shaken) -> None:
+        other = operator(shaken, steps=6).on(Phi4((2, 6), m2=-4.0, lam=8.0))
         certify(as_proposal(other), 3, n_finite=200, n_compare=16).require()
 
     def test_the_base_is_that_of_the_other_theory(self, shaken: Shaken) -> None:
@@ -160,26 +163,27 @@ class TestRefusals:
             build_flow({**SMALL, "base": "generalised_gaussian"}, theory)
 
     def test_other_real_fields_are_served(self, shaken: Shaken) -> None:
-        flow = operator(shaken, DoubleWell(6, 4.0, 1.5), base="generalised_gaussian", base_power=4.0)
+        flow = operator(shaken, DoubleWell(6, 4.0, 1.5), base="generalised_gaussian", base_power=4.0, steps=6)
         certify(as_proposal(flow), 3, n_finite=200, n_compare=16).require()
 
 
 class TestObjectives:
     @pytest.mark.parametrize("large", [False, True])
     def test_path_gradient_is_that_of_reverse_kl(self, large: bool, shaken: Shaken) -> None:
-        """On average they are the same: compared at a few thousand draws, by their scatter."""
+        """On average they are the same: compared at some hundred draws, by their scatter."""
         theory = Phi4((6, 6) if large else (4, 4), m2=-4.0, lam=8.0)
-        flow = operator(shaken, theory, steps=6)
+        flow = operator(shaken, theory, steps=4)
         batches = {}
         for name in ("reverse_kl", "path_gradient"):
-            objective = choose_objective(name, flow, theory, 100)
+            objective = choose_objective(name, flow, theory, 50)
             batches[name] = np.stack(
-                [summed_gradient(flow, objective(flow, theory, 100, torch_generator(seed), 0)) for seed in range(20)]
+                [summed_gradient(flow, objective(flow, theory, 50, torch_generator(seed), 0)) for seed in range(12)]
             )
         # The same draws for both: what differs is the part without a mean.
         difference = batches["reverse_kl"] - batches["path_gradient"]
         error = difference.std(0, ddof=1) / np.sqrt(len(difference))
-        assert (np.abs(difference.mean(0)) < 5 * error + 1e-9).all()
+        # Of some hundred components: with twelve batches 6.5 errors are as likely as four of a Gaussian.
+        assert (np.abs(difference.mean(0)) < 6.5 * error + 1e-9).all()
         assert np.abs(batches["reverse_kl"].mean(0)).max() > 0.1
 
     def test_continuity_vanishes_for_the_exact_flow(self) -> None:
