@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 
 import jax
@@ -98,6 +99,12 @@ class Study:
         return float(SavedFlow.read(self.folder / f"{name}.safetensors").training["seconds"]) / 60
 
 
+def _cell(value: float, *, small: bool) -> str:
+    if isnan(value):
+        return ABSENT
+    return f"{value:.2e}" if small else f"{value:.3f}"
+
+
 def size_tables(title: str, study: Study, measured: Measured) -> list[Table]:
     """Tabulate ESS, forward ESS and the spread of the weights: flows by sizes."""
     sizes = [quality.point.size for quality in next(iter(measured.values()))]
@@ -106,7 +113,7 @@ def size_tables(title: str, study: Study, measured: Measured) -> list[Table]:
         rows = [
             (
                 name,
-                *(f"{getattr(quality, what):.3{'e' if what == 'variance_per_site' else 'f'}}" for quality in found),
+                *(_cell(getattr(quality, what), small=what == "variance_per_site") for quality in found),
                 f"{study.minutes(name):.1f}",
             )
             for name, found in measured.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import hypot
+from math import hypot, nan
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -35,6 +35,8 @@ DRAWS, LARGE, DRAWS_OF_LARGE = 4096, 144, 2048
 """Draws on lattices of up to so many sites, and on larger ones."""
 FORWARD = 256
 """Configurations of HMC for the forward ESS: the inverse map costs several times the forward one."""
+INVERTED = 0.1
+"""Reverse ESS below which the inverse map, slow to find where velocities are wild, is not asked for."""
 CHUNK = 256
 EFFECTIVE = 1000
 """Effective draws that observables are compared at."""
@@ -150,18 +152,23 @@ class Quality:
 
     @cached_property
     def ess(self) -> float:
-        """Reverse ESS, a fraction."""
+        """Reverse ESS, a fraction; 0 if no weight is finite."""
+        if not np.isfinite(self.log_w).any():
+            return 0.0
         return ess_reverse(self.log_w)
 
     @cached_property
     def ess_forward(self) -> float:
-        """Forward ESS, over configurations of HMC."""
+        """Forward ESS, over configurations of HMC; not a number where they were not weighed."""
+        if not len(self.log_w_samples):
+            return nan
         return ess_forward(self.log_w_samples, self.log_w)
 
     @property
     def variance_per_site(self) -> float:
         """Var(log w) / V."""
-        return float(self.log_w.var(ddof=1) / self.point.theory.volume)
+        finite = self.log_w[np.isfinite(self.log_w)]
+        return float(finite.var(ddof=1) / self.point.theory.volume) if len(finite) > 1 else nan
 
     @property
     def effective(self) -> float:
@@ -233,12 +240,14 @@ def measure_quality(name: str, point: Point, folder: Path, reference: Reference,
         for number in range(draws // CHUNK):
             field, log_q = flow.sample(CHUNK, torch_generator(6, "quality", number))
             parts.append((field.numpy(), (-cast(torch.Tensor, point.theory.action(field)) - log_q).numpy()))
-        samples = torch.tensor(reference.fields)
-        found_q = [flow.log_prob(part) for part in torch.split(samples, CHUNK)]
-        log_w_samples = (-cast(torch.Tensor, point.theory.action(samples)) - torch.cat(found_q)).numpy()
-    fields = np.concatenate([field for field, _ in parts])
-    log_w = np.concatenate([log_w for _, log_w in parts])
-    log_w = np.where(np.isfinite(log_w), log_w, -np.inf)
+        fields = np.concatenate([field for field, _ in parts])
+        log_w = np.concatenate([log_w for _, log_w in parts])
+        log_w = np.where(np.isfinite(log_w), log_w, -np.inf)
+        log_w_samples = np.empty(0)
+        if np.isfinite(log_w).any() and ess_reverse(log_w) > INVERTED:
+            samples = torch.tensor(reference.fields)
+            found_q = [flow.log_prob(part) for part in torch.split(samples, CHUNK)]
+            log_w_samples = (-cast(torch.Tensor, point.theory.action(samples)) - torch.cat(found_q)).numpy()
     values = _observables(fields)
     facts = {"fingerprint": saved.fingerprint, "samples": reference.fields, "log_w": log_w}
     np.savez(kept, log_w_samples=log_w_samples, **cast(Any, facts), **cast(Any, values))
