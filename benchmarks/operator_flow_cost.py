@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.claims import Claim
 from benchmarks.measuring import INFORMATIVE, one_thread, take_turns
-from benchmarks.operator_flow_trainings import FAMILIES, KERNELS, LAM, M2
+from benchmarks.operator_flow_trainings import KERNELS, LAM, M2
 from flowmc.flows import OperatorFlow, build_flow
 from flowmc.flows.integrators import INTEGRATORS
 from flowmc.flows.operator_velocity import SUMS
@@ -44,7 +44,7 @@ FAMILY_OF = {"matrix": "local", "fourier": "spectral", "displacements": "local"}
 
 
 def _flow(family: str, extent: int, sums: str = "automatic") -> OperatorFlow:
-    networks: dict[str, Any] = {"gates": 0} if family == "ungated" else {"kernel": KERNELS[family]}
+    networks: dict[str, Any] = {"kernel": KERNELS[family]}
     theory = Phi4((extent, extent), M2, LAM)
     flow = build_flow({"kind": "operator", "networks": {**networks, "sums": sums}}, theory, seed=1)
     generator = torch_generator(1, "shaken")
@@ -208,6 +208,6 @@ def cost_parts(*, quick: bool) -> tuple[list[Split], list[Scaling]]:
     """Measure everything."""
     turns = 3 if quick else 7
     extents = (8,) if quick else (8, 16)
-    splits = [measure_split(family, extent, turns) for family in FAMILIES for extent in extents]
+    splits = [measure_split(family, extent, turns) for family in KERNELS for extent in extents]
     scalings = [measure_scaling(sums, turns, quick=quick) for sums in EXTENTS]
     return splits, scalings
