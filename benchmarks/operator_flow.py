@@ -250,14 +250,9 @@ def main() -> None:
     draw_sizes(along, figures / "operator_line.png", title="m_p L = 4", trained=E_TRAINED)
 
     small = study.measure([f"objective_{name}" for name in OBJECTIVES], [Point((6, 6), LAM), Point((8, 8), LAM)])
-    mixed = study.measure(["curriculum"], [Point((12, 12), LAM)])
-    for measured, title in (
-        (small, "Objectives, trained on L = 6"),
-        (mixed, "From L = 6 over 8 to 12 in one training"),
-    ):
-        for table in size_tables(title, study, measured):
-            show(table)
-        claims += informative(measured)
+    for table in size_tables("Objectives, trained on L = 6", study, small):
+        show(table)
+    claims += informative(small)
 
     critical = study.measure(
         ["critical_8", "critical_16"], [Point((extent, extent), CRITICAL) for extent in CRITICAL_EXTENTS]

@@ -111,13 +111,6 @@ def operator_flows(*, quick: bool) -> dict[str, KeptFlow]:
     for objective, steps in OBJECTIVES.items():
         path = {"residual_times": 8, "trajectory_steps": 10} if objective == "continuity" else {}
         add(f"objective_{objective}", theory(6), steps, flow=path, objective=objective)
-    add(
-        "curriculum",
-        theory(12),
-        600,
-        also=[{"shape": [6, 6], "end": 0.5}, {"shape": [8, 8], "begin": 0.25, "end": 0.75}],
-        begin=0.5,
-    )
     coupling = {"kind": "coupling", "base": "spectral", "base_mass": "matched", "repeat": 6}
     layers = [{"kind": "affine", "hidden": [8], "radius": 4}, {"kind": "sinh_arcsinh"}]
     found["coupling_0"] = KeptFlow(
