@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 
-import jax
-
 from benchmarks.claims import Claim, parser, write_claims
 from benchmarks.ising import show
 from benchmarks.kept import KeptFlow
@@ -35,15 +33,13 @@ from benchmarks.operator_flow_trainings import (
     LAM,
     OBJECTIVES,
     SEEDS,
+    TARGETS,
     TRAINED,
     folder_of,
     operator_flows,
 )
 from flowmc.flows import SavedFlow
 from flowmc_analysis.tables import ABSENT, Table
-
-# Fourier-accelerated HMC and tests of statistics need it; the flows are torch.
-jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
 
 SHAPES = ((6, 6), (8, 8), (10, 10), (12, 12), (8, 16), (16, 16), (20, 20))
 LARGEST_Z = 4.0
@@ -227,7 +223,7 @@ def main() -> None:
         trained=TRAINED,
     )
 
-    for extent in (12, 16):
+    for extent in TARGETS:
         names = [f"{kind}_{extent}_{seed}" for kind in ("fine", "scratch") for seed in SEEDS]
         both = study.measure(names, [Point((extent, extent), LAM)])
         for table in size_tables(f"Trained on L = {extent}", study, both):

@@ -166,6 +166,7 @@ class OperatorFlow(PathFlow):
         alike = (
             own.networks.meaning() == given.networks.meaning()
             and own.spacing == given.spacing
+            and (own.spacing != "mass" or own.base_mass == given.base_mass)
             and own.conditioning == given.conditioning
         )
         return dict(self.named_parameters()) if alike else {}

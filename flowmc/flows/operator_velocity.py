@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import pi
 
 import numpy as np
@@ -285,7 +286,7 @@ class OperatorVelocity(VelocityField):
 
     def rows(self, kernels: Tensor, sites: Tensor) -> Tensor:
         """Return K_fg(x − y) for some sites x, (1 or n, F, G, sites, V)."""
-        at = torch.as_tensor(_differences(self._shape), device=sites.device)[sites]
+        at = self._pairs.to(sites.device)[sites]
         places = torch.einsum("jd,tjfg->tfgd", self._table("places"), kernels)
         return places[..., at]
 
@@ -298,7 +299,12 @@ class OperatorVelocity(VelocityField):
         """By what a field is multiplied before features are taken."""
         return self._unit
 
-    @property
+    @cached_property
+    def _pairs(self) -> Tensor:
+        """The number of the site x − y for each pair of sites, (V, V): asked for in every substep of a splitting."""
+        return torch.as_tensor(_differences(self._shape))
+
+    @cached_property
     def colour_classes(self) -> Sequence[Sequence[int]]:
         """Sites that do not feel each other: those further apart than the reach in some direction."""
         colours = [_colours(extent, self._range) for extent in self._shape]

@@ -81,6 +81,7 @@ class TestOtherLattices:
             ({"networks": {**SMALL["networks"], "gates": 2}}, 0),
             ({"networks": {**SMALL["networks"], "kernel": {"functions": 3, "reach": 2.5}}}, 0),
             ({"spacing": 0.5}, 0),
+            ({"base_mass": 0.7}, 3),
             ({"conditioning": {"lam": [4.0, 9.0]}}, 0),
         ],
     )
@@ -101,6 +102,14 @@ class TestOtherLattices:
             expected = torch.linalg.slogdet(jacobian.reshape(flow.theory.volume, -1)).logabsdet
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(flow.inverse(field)[0], latent, rtol=0, atol=1e-10)
+
+    def test_kernels_in_units_of_the_mass_belong_to_how_it_is_chosen(self, shaken: Shaken) -> None:
+        given = operator(shaken, spacing="mass")
+        taken = {
+            mass: build_flow({**SMALL, "spacing": "mass", "base_mass": mass}, SQUARE).start_from(given)
+            for mass in ("matched", 0.7)
+        }
+        assert [len(names) for names in taken.values()] == [3, 0]
 
 
 class TestUnits:
