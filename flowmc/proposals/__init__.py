@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flowmc.proposals.base import BlockProposal, Proposal, ProposalMetadata, TransportProposal
+from flowmc.proposals.base import BlockProposal, DeviceProposal, Proposal, ProposalMetadata, TransportProposal
+from flowmc.proposals.callback import CallbackProposal, on_device
 from flowmc.proposals.certificate import LARGEST_BOUND, Certificate, Check, certify
 from flowmc.proposals.flow import BlockFlowProposal, FlowProposal, TransportFlowProposal, as_proposal
 
@@ -10,8 +11,10 @@ __all__ = [
     "LARGEST_BOUND",
     "BlockFlowProposal",
     "BlockProposal",
+    "CallbackProposal",
     "Certificate",
     "Check",
+    "DeviceProposal",
     "FlowProposal",
     "Proposal",
     "ProposalMetadata",
@@ -19,4 +22,5 @@ __all__ = [
     "TransportProposal",
     "as_proposal",
     "certify",
+    "on_device",
 ]

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.errors import ParameterError
 
-__all__ = ["BlockProposal", "Proposal", "ProposalMetadata", "TransportProposal"]
+__all__ = ["BlockProposal", "DeviceProposal", "Proposal", "ProposalMetadata", "TransportProposal"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,20 @@ class TransportProposal(Proposal, Protocol):
 
     def jacobian(self, latent: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         """Return ∂φ/∂z of the map as run at one base point (event_shape): (V, V), by automatic differentiation."""
+
+
+@runtime_checkable
+class DeviceProposal(Proposal, Protocol):
+    """Optional capability: draws and log q inside compiled JAX code, of a flow that is made of JAX or is called back.
+
+    The same density as that of `Proposal`, but not the same draws: here a key numbers them.
+    """
+
+    def device_sample(self, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+        """Draw ``n`` fields (fixed when it is compiled), (n, *event_shape), and log q, (n,) float64, with a typed key."""
+
+    def device_log_prob(self, field: jax.Array) -> jax.Array:
+        """Return log q of fields (n, *event_shape): (n,) float64, −inf outside the support."""
 
 
 @runtime_checkable
