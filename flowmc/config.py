@@ -1,8 +1,8 @@
 """Run descriptions: one TOML file, validated as a whole before anything starts.
 
-Sections: ``theory``, ``flow``, ``training``, ``sampling``, ``baseline``, ``ensemble``. Each is checked against the
-dataclass that it becomes, so that a new method brings its own keys; an unknown key is refused with the nearest known
-one.
+Sections: ``theory``, ``flow``, ``training``, ``sampling`` (with a table ``sampling.blackjax`` for that library's
+kernels), ``baseline``, ``ensemble``. Each is checked against the dataclass that it becomes, so that a new method brings
+its own keys; an unknown key is refused with the nearest known one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from math import inf, isfinite
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "KERNELS",
     "TRAJECTORY_KERNELS",
     "BaselineConfig",
+    "BlackJAXConfig",
     "EnsembleConfig",
     "RunConfig",
     "SamplingConfig",
@@ -39,15 +40,68 @@ __all__ = [
 
 TRAJECTORY_KERNELS = ("hmc", "fourier_hmc", "pseudofermion_hmc")
 """Kernels that move along trajectories, of which the step size is tuned."""
-KERNELS = (*TRAJECTORY_KERNELS, "heat_bath", "metropolis", "wolff", "swendsen_wang", "blocks", "flow")
+KERNELS = (*TRAJECTORY_KERNELS, "heat_bath", "metropolis", "wolff", "swendsen_wang", "blocks", "blackjax", "flow")
 """What a cycle may be made of; several are joined by "+", flow proposals last."""
 HYBRIDS = {"real": "hmc+flow", "angle": "hmc+flow", "spin": "heat_bath+flow"}
 """What the kernel "hybrid" stands for, by the space of the field."""
 LARGEST_TOLERANCE = 1e-8
 STARTS = ("auto", "cold", "hot", "flow")
 PRECISIONS = ("float64", "float32")
+ADAPTATIONS = ("none", "window", "chees", "meads")
+"""How parameters of BlackJAX's kernels are found before a run."""
 BASELINES = {"real": "hmc", "angle": "hmc", "spin": "metropolis"}
 SECTIONS = ("theory", "flow", "training", "sampling", "baseline", "ensemble")
+
+
+@dataclass(frozen=True)
+class BlackJAXConfig:
+    """The ``[sampling.blackjax]`` table: what the kernel "blackjax" is.
+
+    Parameters
+    ----------
+    algorithm
+        Name of an adjusted kernel of BlackJAX, a key of `flowmc_adapters.blackjax.ALGORITHMS`, for example "hmc", "nuts",
+        "mala", "ghmc", "dhmc" or "elliptical_slice".
+    updates
+        Updates in a cycle.
+    adaptation
+        How parameters are found on the starting fields, before the first update: "window" (step size and diagonal mass
+        matrix), "chees" (for "dhmc"), "meads" (for "ghmc") or "none". Nothing adapts afterwards.
+    adaptation_steps
+        Updates of every chain in that pilot; they are not stored.
+    target_acceptance
+        Acceptance that "window" and "chees" aim at.
+    parameters
+        Parameters of the algorithm by BlackJAX's names, for example ``{step_size = 0.1, num_integration_steps = 10}``;
+        those that the adaptation finds are its first guesses.
+    """
+
+    algorithm: str = "hmc"
+    updates: int = 1
+    adaptation: str = "window"
+    adaptation_steps: int = 500
+    target_acceptance: float = 0.8
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.adaptation not in ADAPTATIONS:
+            near = get_close_matches(self.adaptation, ADAPTATIONS, n=1, cutoff=0.4)
+            raise ParameterError(
+                got=f"adaptation = {self.adaptation!r}",
+                expected=f"one of {list(ADAPTATIONS)}",
+                fix=f"did you mean {near[0]!r}?" if near else "correct `adaptation`",
+            )
+        for name in ("updates", "adaptation_steps"):
+            if getattr(self, name) < 1:
+                raise ParameterError(
+                    got=f"{name} = {getattr(self, name)}", expected="at least 1", fix=f"raise `{name}`"
+                )
+        if not 0 < self.target_acceptance < 1:
+            raise ParameterError(
+                got=f"target_acceptance = {self.target_acceptance}",
+                expected="a number between 0 and 1",
+                fix="correct it",
+            )
 
 
 @dataclass(frozen=True)
@@ -108,6 +162,8 @@ class SamplingConfig:
         Threads of torch while sampling; more than one fights with JAX's own.
     device
         Device on which torch runs the flow, for example "cpu" or "cuda"; where the chains move is JAX's own setting.
+    blackjax
+        What the kernel "blackjax" is.
     """
 
     kernel: str = "hybrid"
@@ -135,6 +191,7 @@ class SamplingConfig:
     precision: str = "float64"
     threads: int = 1
     device: str = "cpu"
+    blackjax: BlackJAXConfig = field(default_factory=BlackJAXConfig)
 
     def __post_init__(self) -> None:
         _check_kernel(self.kernel)

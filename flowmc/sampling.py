@@ -5,7 +5,8 @@ numbers of the block and its cycles, and a checkpoint is committed with each blo
 the last committed block and ends **bit-identical** to one that was not. The same holds for a run that is extended.
 
 Cycles before `SamplingPlan.thermalisation` are not stored as configurations; the first `tuning` of them adapt the
-kernels, and nothing adapts after that freeze point.
+kernels, and nothing adapts after that freeze point. Pilots (`flowmc.kernels.PilotedMember`) run once, before the first
+cycle; what they find is kept in every checkpoint.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ class BlockReport:
     acceptance: Mapping[str, float]
     """Acceptance of each kind of update in the block."""
     adaptation: Mapping[str, float]
+    """The adapted parameters that are numbers, for example "hmc.step_size"."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class SamplingResult:
     stop_reason: str
     """Empty when the run finished; otherwise why it stopped early."""
     adaptation: Mapping[str, float]
-    """The adapted parameters at the end, for example "hmc.step_size"."""
+    """The adapted parameters at the end that are numbers, for example "hmc.step_size"; arrays are in the checkpoint."""
 
 
 @dataclass
@@ -208,6 +210,7 @@ def sample(
             raise ParameterError(
                 got=f"{len(fields)} starting fields", expected=f"one for each of {plan.chains} chains", fix="correct it"
             )
+        cycle, fields = cycle.piloted(fields)
         state, done = cycle.init(fields), 0
     else:
         state, done, cycle = _restore(cycle, saved)
@@ -217,15 +220,24 @@ def sample(
         done = (block + 1) * plan.cycles_per_block
         if block + 1 < plan.n_blocks and (reason := should_stop()):
             break
-    return SamplingResult(done, done >= plan.total_cycles, reason, cycle.adaptation())
+    return SamplingResult(done, done >= plan.total_cycles, reason, _numbers(cycle))
+
+
+def _numbers(cycle: Cycle) -> dict[str, float]:
+    """Return the adapted parameters that are numbers, for displays and attributes."""
+    return {name: float(value) for name, value in cycle.adaptation().items() if np.ndim(value) == 0}
 
 
 def _restore(cycle: Cycle, saved: Mapping[str, Any]) -> tuple[HybridState, int, Cycle]:
     # The whole state comes back, caches included: recomputing them in another batch could differ in the last bit.
     state = HybridState(*(jnp.asarray(saved[f"state.{name}"]) for name in HybridState._fields))
     prefix = "adaptation."
-    numbers = {key.removeprefix(prefix): float(value) for key, value in saved.items() if key.startswith(prefix)}
-    return state, int(saved["cycles_done"]), cycle.restored(numbers)
+    adaptation = {
+        key.removeprefix(prefix): np.asarray(value) if np.ndim(value) else float(value)
+        for key, value in saved.items()
+        if key.startswith(prefix)
+    }
+    return state, int(saved["cycles_done"]), cycle.restored(adaptation)
 
 
 def _checkpoint(cycle: Cycle, state: HybridState, cycles_done: int) -> dict[str, Any]:
@@ -270,7 +282,7 @@ def _run_block(
         kind: float(np.mean([updates.updates[i].acceptance.mean() for updates in happened]))
         for i, kind in enumerate(cycle.kinds)
     }
-    on_block(BlockReport(first + plan.cycles_per_block, plan.total_cycles, acceptance, cycle.adaptation()))
+    on_block(BlockReport(first + plan.cycles_per_block, plan.total_cycles, acceptance, _numbers(cycle)))
     return state, cycle
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowmc.kernels.accept import accept, log_ratio
-from flowmc.kernels.base import CycleMember, HybridState, Updates
+from flowmc.kernels.base import CycleMember, HybridState, PilotedMember, Updates
 from flowmc.kernels.blocks import BlockMoves
 from flowmc.kernels.cluster import ClusterKernel, ClusterUpdates
 from flowmc.kernels.cycle import Cycle, CycleUpdates
@@ -36,6 +36,7 @@ __all__ = [
     "LocalKernel",
     "LocalUpdates",
     "Phase",
+    "PilotedMember",
     "Proposals",
     "PseudofermionHMC",
     "StepSizeTuner",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from flowmc.theories import Theory
 
-__all__ = ["CycleMember", "FixedMember", "HybridState", "Updates", "batch_action"]
+__all__ = ["CycleMember", "FixedMember", "HybridState", "PilotedMember", "Updates", "batch_action"]
 
 
 class HybridState(NamedTuple):
@@ -115,14 +115,32 @@ class CycleMember(Protocol):
     def adapted(self, updates: Updates, *, last: bool) -> CycleMember:
         """Return the member after learning from its updates; called only before the freeze point, ``last`` there."""
 
-    def adaptation(self) -> Mapping[str, float]:
-        """Return all that adaptation changes, as numbers for the checkpoint."""
+    def adaptation(self) -> Mapping[str, float | NDArray[Any]]:
+        """Return all that adaptation changes, as numbers and arrays for the checkpoint."""
 
-    def restored(self, adaptation: Mapping[str, float]) -> CycleMember:
+    def restored(self, adaptation: Mapping[str, Any]) -> CycleMember:
         """Return the member as it was when `adaptation` was called."""
 
     def describe(self) -> dict[str, Any]:
         """Return the parameters that adaptation does not change, as plain data."""
+
+
+@runtime_checkable
+class PilotedMember(CycleMember, Protocol):
+    """Optional capability: parameters are found on the starting fields, before the first update of the run."""
+
+    def piloted(self, field: NDArray[Any]) -> tuple[CycleMember, NDArray[Any]]:
+        """Run the pilot; the result depends on the member and the fields alone.
+
+        Parameters
+        ----------
+        field
+            Starting fields, (chains, *field_shape).
+
+        Returns
+        -------
+        The member with what was found, which `CycleMember.adaptation` holds, and the fields to start the run from.
+        """
 
 
 class FixedMember:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from flowmc.arrays import check_field, check_finite, require_x64
 from flowmc.errors import ParameterError, TheoryMismatchError
-from flowmc.kernels.base import CycleMember, HybridState, Updates, batch_action
+from flowmc.kernels.base import CycleMember, HybridState, PilotedMember, Updates, batch_action
 from flowmc.kernels.independence import FlowProposals
 from flowmc.theories import SmoothTheory, Theory
 
@@ -140,6 +142,36 @@ class Cycle:
         check_finite(np.asarray(state.force), "force at the starting field", fix)
         return state
 
+    def piloted(self, field: NDArray[Any]) -> tuple[Cycle, NDArray[Any]]:
+        """Run the pilots of those members that have one, each from where the one before it ended.
+
+        Parameters
+        ----------
+        field
+            Starting fields, (chains, *field_shape).
+
+        Returns
+        -------
+        The cycle with what the pilots found, and the fields to start the run from.
+
+        Raises
+        ------
+        FlowmcError
+            If the fields are no start (see `init`), or a pilot fails.
+        """
+        members = list(self.members)
+        for number, member in enumerate(members):
+            if isinstance(member, PilotedMember):
+                self.init(field)
+                members[number], field = member.piloted(field)
+        return self._with_members(members), field
+
+    def _with_members(self, members: Iterable[CycleMember]) -> Cycle:
+        # Not `replace`: of what was checked and warned of once, a new parameter changes nothing.
+        other = copy(self)
+        object.__setattr__(other, "members", tuple(members))
+        return other
+
     def prepare(self, block: int, n_cycles: int, n_chains: int) -> tuple[tuple[Any, ...], tuple[float, ...]]:
         """Do the work of a block that does not depend on the state; return it with the seconds of each member."""
         prepared, seconds = [], []
@@ -168,20 +200,20 @@ class Cycle:
     def adapted(self, happened: CycleUpdates, *, last: bool) -> Cycle:
         """Return the cycle after each member learned from its updates; only before the freeze point."""
         pairs = zip(self.members, happened.updates, strict=True)
-        return replace(self, members=tuple(member.adapted(updates, last=last) for member, updates in pairs))
+        return self._with_members(member.adapted(updates, last=last) for member, updates in pairs)
 
-    def adaptation(self) -> dict[str, float]:
+    def adaptation(self) -> dict[str, float | NDArray[Any]]:
         """Return all that adaptation changes, keyed "kind.name"."""
         return {f"{m.kind}.{name}": value for m in self.members for name, value in m.adaptation().items()}
 
-    def restored(self, adaptation: Mapping[str, float]) -> Cycle:
+    def restored(self, adaptation: Mapping[str, Any]) -> Cycle:
         """Return the cycle as it was when `adaptation` was called."""
 
-        def own(kind: str) -> dict[str, float]:
+        def own(kind: str) -> dict[str, Any]:
             start = f"{kind}."
             return {key.removeprefix(start): value for key, value in adaptation.items() if key.startswith(start)}
 
-        return replace(self, members=tuple(member.restored(own(member.kind)) for member in self.members))
+        return self._with_members(member.restored(own(member.kind)) for member in self.members)
 
     def describe(self) -> dict[str, Any]:
         """Return the members' fixed parameters, by kind."""

@@ -27,6 +27,7 @@ from flowmc.kernels import (
 )
 from flowmc.proposals import BlockProposal, Proposal
 from flowmc.theories import GaugeTheory2D, Ising, Schwinger, SmoothTheory, Theory, U1Gauge2D
+from flowmc_adapters.blackjax import BlackJAXUpdates, Pilot
 
 __all__ = ["build_cycle", "build_members"]
 
@@ -69,6 +70,14 @@ def _clusters(rule: str, theory: Theory, settings: SamplingConfig, seed: int) ->
     return ClusterUpdates(ClusterKernel(cast(Ising, theory), rule), seed, settings.cluster_updates)
 
 
+def _blackjax(theory: Theory, settings: SamplingConfig, seed: int) -> CycleMember:
+    chosen = settings.blackjax
+    pilot = None
+    if chosen.adaptation != "none":
+        pilot = Pilot(chosen.adaptation, chosen.adaptation_steps, chosen.target_acceptance)
+    return BlackJAXUpdates.build(theory, chosen.algorithm, seed, chosen.updates, chosen.parameters, pilot=pilot)
+
+
 OWN: dict[str, Callable[[Theory, SamplingConfig, int], CycleMember]] = {
     "hmc": _hmc,
     "fourier_hmc": _fourier_hmc,
@@ -77,6 +86,7 @@ OWN: dict[str, Callable[[Theory, SamplingConfig, int], CycleMember]] = {
     "metropolis": partial(_sweeps, "metropolis"),
     "wolff": partial(_clusters, "wolff"),
     "swendsen_wang": partial(_clusters, "swendsen_wang"),
+    "blackjax": _blackjax,
 }
 """Kernels that need the theory alone."""
 

@@ -69,7 +69,8 @@ class TestRun:
         run: Any = ensemble.description.run
         assert run["certificate"]["passed"]
         assert run["training_seconds"] > 0
-        assert set(run["versions"]) == {"flowmc", "numpy", "numba", "torch", "jax", "jaxlib", "h5py"}
+        expected = {"flowmc", "numpy", "numba", "torch", "jax", "jaxlib", "h5py", "blackjax"}
+        assert set(run["versions"]) == expected
 
     def test_kernels_of_one_run_use_different_random_numbers(self, finished: Path) -> None:
         seeds = {

@@ -35,6 +35,7 @@ CASES: list[tuple[str, Theory]] = [
     ("hmc", FREE),
     ("fourier_hmc", FREE),
     ("flow", FREE),
+    ("blackjax", FREE),
     ("hmc", LINKS),
     ("hmc", FERMIONS),
     ("pseudofermion_hmc", FERMIONS),
