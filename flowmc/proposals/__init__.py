@@ -6,6 +6,7 @@ from flowmc.proposals.base import BlockProposal, DeviceProposal, Proposal, Propo
 from flowmc.proposals.callback import CallbackProposal, on_device
 from flowmc.proposals.certificate import LARGEST_BOUND, Certificate, Check, certify
 from flowmc.proposals.flow import BlockFlowProposal, FlowProposal, TransportFlowProposal, as_proposal
+from flowmc.proposals.records import CertificateRecord
 
 __all__ = [
     "LARGEST_BOUND",
@@ -13,6 +14,7 @@ __all__ = [
     "BlockProposal",
     "CallbackProposal",
     "Certificate",
+    "CertificateRecord",
     "Check",
     "DeviceProposal",
     "FlowProposal",

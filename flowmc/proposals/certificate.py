@@ -15,6 +15,7 @@ every proposal is measured before production, and refused with the reason if a c
 - batch size: the same fields in a batch, in halves and alone;
 - log-determinant against the full Jacobian of the discrete map as run, at a few points (V ≤ 4096);
 - finite fields and log q on 10⁴ draws;
+- for real fields the proposal's own word that q > 0 everywhere: log q of draws stretched away from zero is not −inf;
 - the dtype, and the proposal's own word: that log q is exact, or by how many nats it is off at most.
 
 Slow proposals are measured on fewer draws, as many as a minute or so allows: details of the checks say how many.
@@ -77,6 +78,9 @@ class _Number(NamedTuple):
         """Say that an affordable number is not the most; an empty text where it is."""
         return f" ({self.most} but for a slow proposal)" if number < self.most else ""
 
+
+# Draws are stretched by so much: out of a box, if they fill one, but not out of where a flow's networks were trained.
+STRETCH = 1.5
 
 FINITE = _Number(10_000, 1000, 20.0)
 COMPARED = _Number(512, 128, 15.0)
@@ -247,6 +251,8 @@ def certify(
             n_closure = CLOSURE.affordable(EVALUATIONS[metadata.space] * of_log_q)
             closure = _closure(proposal, fields[:n_closure], fold(seed, "closure"))
             checks.append(replace(closure, detail=closure.detail + CLOSURE.reduction(n_closure)))
+        if metadata.full_support and metadata.space == "real":
+            checks.append(_support(proposal, fields[:n_compare]))
         checks.append(_repetition(proposal, fold(seed, "repetition"), min(n_compare, 64)))
     if metadata.space == "spin" and np.prod(metadata.event_shape) <= ENUMERATED_SITES:
         checks.append(_normalisation(proposal, limit))
@@ -340,6 +346,12 @@ def _normalisation(proposal: Proposal, limit: float) -> Check:
     excess = abs(total_probability(proposal) - 1)
     detail = f"all 2^{int(np.prod(proposal.metadata.event_shape))} configurations"
     return Check("total probability minus one", excess, limit, "", excess <= limit, detail)
+
+
+def _support(proposal: Proposal, fields: NDArray[Any]) -> Check:
+    vanishing = int(np.count_nonzero(np.isneginf(proposal.log_prob((STRETCH * fields).astype(fields.dtype)))))
+    detail = f"{len(fields)} draws, {STRETCH} times as far from zero; full_support = False permits hybrids"
+    return Check("own word: q > 0 everywhere", vanishing, 0, "fields", vanishing == 0, detail)
 
 
 def _repetition(proposal: Proposal, seed: int, n: int) -> Check:
