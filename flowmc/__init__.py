@@ -8,11 +8,23 @@ streams the chains into an ensemble. Start reading at `flowmc.theories.base`, th
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from flowmc.logdensity import sample_logdensity
+
+__all__ = ["__version__", "sample_logdensity"]
 
 try:
     __version__ = version("flowmc-lattice")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    # Only when it is asked for: torch and JAX take seconds, and must not be imported before their switches are set.
+    if name == "sample_logdensity":
+        return import_module("flowmc.logdensity").sample_logdensity
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

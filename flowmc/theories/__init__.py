@@ -8,6 +8,7 @@ from typing import Any
 from flowmc.errors import ConfigError
 from flowmc.theories.base import ScalarTheory, SmoothTheory, Theory
 from flowmc.theories.callable import CallableTheory
+from flowmc.theories.density import DensityTheory
 from flowmc.theories.double_well import DoubleWell
 from flowmc.theories.free import FreeScalar
 from flowmc.theories.gaussian_mixture import GaussianMixture
@@ -23,6 +24,7 @@ __all__ = [
     "AngleSpace",
     "CallableTheory",
     "ContinuousSpace",
+    "DensityTheory",
     "DoubleWell",
     "FieldSpace",
     "FreeScalar",
@@ -68,11 +70,11 @@ def from_description(description: Mapping[str, Any]) -> Theory:
     """
     couplings = dict(description)
     name = couplings.pop("name", None)
-    if name == CallableTheory.name:
+    if name in {CallableTheory.name, DensityTheory.name}:
         raise ConfigError(
             got=f"a theory whose action is a Python function, {couplings.get('label')!r}",
             expected="a theory that is made of its couplings; the function itself is in no file",
-            fix="build the CallableTheory in Python and pass it, for example load_flow(path, theory)",
+            fix="build the CallableTheory or DensityTheory in Python and pass it, for example load_flow(path, theory)",
         )
     if not isinstance(name, str) or name not in THEORIES:
         raise ConfigError(

@@ -23,7 +23,7 @@ class SampleSet:
     fields: NDArray[Any]
     """All configurations, ``(N, *field_shape)``: stream by stream, and in each by the time of the chains."""
     seconds: float
-    """Wall time of the chains that they come from, thermalisation included."""
+    """Wall time of the chains that they come from, thermalisation included; of those whose time is not known, none."""
 
 
 def read_samples(path: Path, theory: Theory) -> SampleSet:
@@ -54,7 +54,8 @@ def read_samples(path: Path, theory: Theory) -> SampleSet:
         )
     fields = np.concatenate([stream.configurations().reshape(-1, *theory.field_shape) for stream in streams])
     walltime = [stream.history("walltime") for stream in ensemble.streams if "walltime" in stream.history_names]
-    return SampleSet(fields, float(sum(np.sum(seconds) for seconds in walltime)))
+    # NaN in chains of another program, which were converted (`flowmc.workflows.conversions`).
+    return SampleSet(fields, float(sum(np.nansum(seconds) for seconds in walltime)))
 
 
 def check_ensemble(found: Ensemble, theory: Theory, what: str) -> None:

@@ -11,6 +11,7 @@ from flowmc.testing import GaugeTheoryContract, ScalarTheoryContract, TheoryCont
 from flowmc.theories import (
     THEORIES,
     CallableTheory,
+    DensityTheory,
     DoubleWell,
     FreeScalar,
     GaugeTheory2D,
@@ -57,7 +58,7 @@ GAUGE: list[GaugeTheory2D] = [
 ]
 EXAMPLES = [*SMOOTH, *DISCRETE, *GAUGE]
 # Not in run descriptions: what is abstract, and actions of the user's own, which have tests of their own.
-NOT_NAMED = {Theory, SmoothTheory, ScalarTheory, GaugeTheory2D, CallableTheory}
+NOT_NAMED = {Theory, SmoothTheory, ScalarTheory, GaugeTheory2D, CallableTheory, DensityTheory}
 
 
 def test_every_public_theory_is_tested() -> None:
