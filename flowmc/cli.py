@@ -212,18 +212,30 @@ def plot_training(
 
 @app.command()
 def certify(
-    flow: Annotated[Path, typer.Argument(help="Flow file.", metavar="FLOW")],
+    flow: Annotated[
+        Path, typer.Argument(help="Flow file, or FILE.py:NAME of a proposal of another library.", metavar="FLOW")
+    ],
     precision: Annotated[str, typer.Option(help="Type in which the networks run: float64 or float32.")] = "float64",
     device: Annotated[str, typer.Option(help="Device of torch on which they run.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="File for the record, which `sample` takes.", metavar="RECORD.json")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure whether a flow's log q is the log density of what it draws; exit status 1 if not."""
     with _errors():
-        from flowmc.workflows import certify_flow
+        from flowmc.proposals import CertificateRecord
+        from flowmc.workflows import certify_flow, versions
+        from flowmc.workflows.flows import check_writable
         from flowmc_ensembles import LogQAccuracy
 
+        if save:
+            check_writable(save)
         certificate = certify_flow(flow, precision=precision, device=device, seed=seed)
+        record = CertificateRecord(certificate, versions())
+        if save:
+            record.save(save)
         if as_json:
             _print_json(certificate.to_dict())
         else:
@@ -233,7 +245,8 @@ def certify(
                 for c in certificate.checks
             ]
             # Of a flow that failed, its own word is not worth repeating.
-            note = str(LogQAccuracy.of_certificate(certificate.to_dict())) if certificate.passed else ""
+            accuracy = LogQAccuracy.of_certificate(certificate.to_dict()) if certificate.passed else "refused"
+            note = f"{accuracy}; record {record.name[:16]}"
             _print_table(f"certificate of {flow.name}", columns, rows, note)
         certificate.require()
 
@@ -242,7 +255,16 @@ def certify(
 def sample(
     config: Config,
     output: Annotated[Path, typer.Option("--output", help="Ensemble to write.", metavar="ENS.h5")],
-    flow: Annotated[Path | None, typer.Option("--flow", help="Flow file; not needed by HMC.", metavar="FLOW")] = None,
+    flow: Annotated[
+        Path | None,
+        typer.Option(
+            "--flow", help="Flow file, or FILE.py:NAME of a flow of another library; not needed by HMC.", metavar="FLOW"
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", help="Record of `certify --save`, instead of measuring.", metavar="RECORD.json"),
+    ] = None,
     resume: ResumeCycles = False,
     max_minutes: MaxMinutes = None,
 ) -> None:
@@ -264,6 +286,7 @@ def sample(
                 should_stop=stopper,
                 display=TerminalDisplay(),
                 base=config.parent,
+                certificate=certificate,
             )
         if not result.finished:
             _stop(stopper, result.stop_reason, output)
@@ -328,6 +351,30 @@ def inspect(
                 expected="configurations that match their stored checksums",
                 fix="restore the file from a copy, or make the ensemble again",
             )
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Chain of emcee (HDFBackend), or ensemble.", metavar="SOURCE")],
+    target: Annotated[Path, typer.Argument(help="File to write: the other of the two.", metavar="TARGET")],
+    theory: Annotated[
+        Path | None,
+        typer.Option("--theory", help="Run description with the theory that emcee has sampled.", metavar="CONFIG.toml"),
+    ] = None,
+    discard: Annotated[int, typer.Option("--discard", help="Configurations to leave out at the beginning.")] = 0,
+    thin: Annotated[int, typer.Option("--thin", help="Keep every N-th configuration.")] = 1,
+    name: Annotated[str, typer.Option("--name", help="Name of emcee's group in its file.")] = "mcmc",
+    stream: Annotated[int, typer.Option("--stream", help="Number of the ensemble's stream.")] = 0,
+) -> None:
+    """Make an ensemble of a chain of emcee, or the other way round."""
+    with _errors():
+        from flowmc.config import read_run
+        from flowmc.workflows.conversions import convert as convert_file
+
+        described = read_run(theory).theory if theory else None
+        done = convert_file(source, target, theory=described, discard=discard, thin=thin, name=name, stream=stream)
+        what = "an ensemble" if done.kind == "ensemble" else "a chain of emcee"
+        typer.echo(f"{target}: {what}, {done.n_chains} chains of {done.n_configurations} configurations")
 
 
 def _tables(analysis: EnsembleAnalysis) -> tuple[Table, ...]:

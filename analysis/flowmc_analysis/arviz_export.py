@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray
 
-from flowmc_analysis.history import HMC_KINDS, History
+from flowmc_analysis.history import History
 from flowmc_analysis.production import Production, read_production
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _sample_stats(production: Production) -> dict[str, npt.NDArray[Any]]:
         "lp": -production.measurements["action"],
         "acceptance_rate": _mean_per_draw(history.acceptance, draw, production.trajectory.size),
     }
-    if set(HMC_KINDS) & set(history.kind_names):
+    if set(history.energy_kinds) & set(history.kind_names):
         stats |= _energy_stats(history, draw, production.trajectory.size)
     return stats
 
@@ -196,7 +196,7 @@ def _mean_per_draw(values: Array, draw: npt.NDArray[np.intp], n_draws: int) -> A
 
 
 def _energy_stats(history: History, draw: npt.NDArray[np.intp], n_draws: int) -> dict[str, npt.NDArray[Any]]:
-    rows = draw[np.isin(history.kinds, HMC_KINDS)]  # draw of each trajectory, ascending
+    rows = draw[np.isin(history.kinds, history.energy_kinds)]  # draw of each trajectory, ascending
     latest = np.searchsorted(rows, np.arange(n_draws), side="right") - 1
     own = (latest >= 0) & (rows[latest] == np.arange(n_draws))
     last = np.where(own, history.delta_h[:, latest], np.nan)

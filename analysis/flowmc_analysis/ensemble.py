@@ -28,7 +28,7 @@ from flowmc_analysis.errors import TooFewSamplesError
 from flowmc_analysis.estimate import Estimate
 from flowmc_analysis.exact_values import exact_values
 from flowmc_analysis.gamma import GammaResult, gamma_method
-from flowmc_analysis.history import FLOW_KIND, HMC_KINDS, History
+from flowmc_analysis.history import BLACKJAX_KIND, FLOW_KIND, HMC_KINDS, History
 from flowmc_analysis.jsonable import json_number
 from flowmc_analysis.monitors import (
     IDENTITIES,
@@ -161,7 +161,7 @@ class EnsembleAnalysis:
     @property
     def acceptance(self) -> float:
         """Acceptance of the flow's proposals where there are any, else that of HMC, else of all updates."""
-        for kind in (FLOW_KIND, *HMC_KINDS):
+        for kind in (FLOW_KIND, *HMC_KINDS, BLACKJAX_KIND):
             if kind in self.acceptance_by_kind:
                 return self.acceptance_by_kind[kind].value
         return float(np.mean([estimate.value for estimate in self.acceptance_by_kind.values()]))
@@ -328,8 +328,13 @@ def analyze(
         warnings=(),
     )
     unfinished = (f"the run is not finished{f': {why}' if why else ''}" for why in production.unfinished)
+    unknown = (
+        f"what the training of the flow took is not known ({stream.flow_sha256[:16]}): costs are stated without it"
+        for stream in production.streams
+        if stream.flow_sha256 and production.description.run.get("training_seconds", 0.0) is None
+    )
     unused = (f"{name}, recorded in the run, is not analysed: {why}" for name, why in production.not_analysed.items())
-    return dataclasses.replace(analysis, warnings=(*unfinished, *unused, *_warnings(analysis, history)))
+    return dataclasses.replace(analysis, warnings=(*unfinished, *unknown, *unused, *_warnings(analysis, history)))
 
 
 def verdict_dict(verdict: Verdict | None) -> dict[str, object] | None:
@@ -429,7 +434,7 @@ def _warnings(analysis: EnsembleAnalysis, history: History) -> Iterator[str]:
             yield f"{kind}: no proposal was accepted"
     broken = int(np.count_nonzero(~np.isfinite(history.delta_h)))
     if broken:
-        yield f"{broken} of {history.delta_h.size} HMC trajectories ended with an energy that is not finite"
+        yield f"{broken} of {history.delta_h.size} trajectories ended with an energy that is not finite"
     if history.n_nonfinite:
         yield f"{history.n_nonfinite} of {history.log_weight.size} proposals of the flow were not finite (rejected)"
     if history.n_offsupport:

@@ -19,7 +19,7 @@ from flowmc_analysis.errors import AnalysisError, NonFiniteError
 if TYPE_CHECKING:
     from flowmc_ensembles.reader import Stream
 
-__all__ = ["FLOW_KIND", "HMC_KINDS", "History", "read_history"]
+__all__ = ["BLACKJAX_KIND", "FLOW_KIND", "HMC_KINDS", "History", "read_history"]
 
 Array = npt.NDArray[np.float64]
 
@@ -27,6 +27,8 @@ Array = npt.NDArray[np.float64]
 _WALLTIME_PARTS = 20
 
 HMC_KINDS = ("hmc", "fourier_hmc", "pseudofermion_hmc")
+BLACKJAX_KIND = "blackjax"
+"""Kernels of another library: some move along trajectories and have energies, others do not."""
 FLOW_KIND = "flow"
 
 
@@ -44,7 +46,9 @@ class History:
         Fraction of the accept tests of each update that passed, shape ``(chains, m)``: whether the proposal was accepted
         or, for updates of many parts (sweeps, block moves), a number between zero and one.
     delta_h
-        Energy errors of the HMC updates, shape ``(chains, m_hmc)``; empty if the run made none.
+        Energy errors of the updates that have energies, shape ``(chains, m_energy)``; empty if the run made none.
+    energy_kinds
+        The kinds of those updates.
     log_weight
         Log-weights of the flow's proposals in nats, shape ``(chains, m_flow)``; ``-inf`` for those that failed.
     log_weight_current
@@ -67,6 +71,7 @@ class History:
     kinds: npt.NDArray[np.str_]
     acceptance: Array
     delta_h: Array
+    energy_kinds: tuple[str, ...]
     log_weight: Array
     log_weight_current: Array
     action_proposed: Array | None
@@ -127,6 +132,7 @@ def read_history(streams: Sequence[Stream]) -> History:
         kinds=first.kinds,
         acceptance=np.concatenate([part.acceptance for part in parts]),
         delta_h=np.concatenate([part.delta_h for part in parts]),
+        energy_kinds=first.energy_kinds,
         log_weight=np.where(failed, -np.inf, proposals),
         log_weight_current=current,
         action_proposed=None if len(actions) < len(parts) else np.concatenate(actions),
@@ -146,6 +152,7 @@ class _Columns:
     kinds: npt.NDArray[np.str_]
     acceptance: Array
     delta_h: Array
+    energy_kinds: tuple[str, ...]
     log_weight: Array
     log_weight_current: Array
     action_proposed: Array | None
@@ -182,6 +189,9 @@ def _read_columns(stream: Stream) -> _Columns:
         table: Array = np.asarray(stream.history(name), dtype=np.float64)
         return np.asarray(table[kept][rows].T)
 
+    with_energies = HMC_KINDS
+    if np.isfinite(rows_of("delta_H", BLACKJAX_KIND)).any():
+        with_energies += (BLACKJAX_KIND,)
     # Older files have accept bits alone.
     acceptance = "acceptance" if "acceptance" in stream.history_names else "accepted"
     walltime = np.zeros(update.size)
@@ -191,7 +201,8 @@ def _read_columns(stream: Stream) -> _Columns:
         update=update[kept],
         kinds=kinds,
         acceptance=np.asarray(stream.history(acceptance), dtype=np.float64)[kept].T,
-        delta_h=rows_of("delta_H", *HMC_KINDS),
+        delta_h=rows_of("delta_H", *with_energies),
+        energy_kinds=with_energies,
         log_weight=rows_of("log_weight", FLOW_KIND),
         log_weight_current=rows_of("log_weight_current", FLOW_KIND),
         action_proposed=rows_of("action_proposed", FLOW_KIND) if "action_proposed" in stream.history_names else None,

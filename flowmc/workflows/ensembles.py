@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from flowmc.config import TRAJECTORY_KERNELS, RunConfig, SamplingConfig
 from flowmc.display import Display
 from flowmc.errors import ConfigError, ParameterError, RunExistsError
 from flowmc.flows import build_flow, load_flow
-from flowmc.kernels import Cycle
-from flowmc.proposals import Proposal, as_proposal, certify
+from flowmc.kernels import Cycle, PilotedMember
+from flowmc.proposals import CertificateRecord, Proposal, as_proposal, certify
 from flowmc.sampling import SamplingResult, sample
 from flowmc.seeds import fold, numpy_generator
 from flowmc.theories import Theory
 from flowmc.workflows.cycles import build_cycle, build_members
 from flowmc.workflows.flows import check_device, check_theory, check_writable, exists_already, for_production
+from flowmc.workflows.foreign import is_reference, read_reference
 from flowmc.workflows.samples import check_ensemble
 from flowmc_ensembles import Ensemble, EnsembleDescription, EnsembleWriter, LogQAccuracy, StreamDescription
 
@@ -35,11 +37,11 @@ START_DRAWS = 64
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of flowmc and of the libraries that its numbers depend on."""
-    return {
-        "flowmc": __version__,
-        **{name: version(name) for name in ("numpy", "numba", "torch", "jax", "jaxlib", "h5py")},
-    }
+    """Return the versions of flowmc and of the libraries that its numbers depend on, optional ones where they are."""
+    found = {name: version(name) for name in ("numpy", "numba", "torch", "jax", "jaxlib", "h5py")}
+    with suppress(PackageNotFoundError):
+        found["blackjax"] = version("blackjax")
+    return {"flowmc": __version__, **found}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def sample_ensemble(
     should_stop: Callable[[], str],
     display: Display,
     base: Path,
+    certificate: Path | None = None,
 ) -> SamplingResult:
     """Make, resume or extend an ensemble.
 
@@ -72,7 +75,8 @@ def sample_ensemble(
     output
         Path of the ensemble.
     flow_path
-        Path of the flow file; needed by flow kernels.
+        Path of the flow file, or a reference to a proposal of another library (`flowmc.workflows.foreign`), which has its
+        own type and device; needed by flow kernels.
     resume
         Whether to go on with an existing file, which is also how a finished run is extended to more cycles.
     should_stop
@@ -81,6 +85,8 @@ def sample_ensemble(
         Where progress is shown.
     base
         Folder that a relative ``start_from`` refers to.
+    certificate
+        Record of a certificate of this flow; without one it is measured.
 
     Raises
     ------
@@ -104,7 +110,9 @@ def sample_ensemble(
         )
     seed = _run_seed(settings)
     torch.set_num_threads(settings.threads)
-    flow = _read_flow(config.theory, settings, flow_path, seed, display) if settings.needs_flow else None
+    flow = _read_flow(config.theory, settings, flow_path, seed, display, certificate) if settings.needs_flow else None
+    if flow is not None:
+        settings = replace(settings, precision=flow.proposal.metadata.dtype)
     cycle = build_cycle(config.theory, settings, seed, flow.proposal if flow else None)
     wanted = _describe_stream(cycle, settings, seed)
     if exists:
@@ -122,9 +130,11 @@ def sample_ensemble(
         stream = StreamDescription(**{**wanted, "parent_stream": parent})
         writer = EnsembleWriter.create(output, _describe_ensemble(config, flow), stream)
     if flow is not None:
-        certificate = flow.facts["certificate"]
-        told = f"{len(certificate['checks'])} checks, {settings.precision}"
-        display.say(f"{settings.kernel}: flow certified ({told}); {LogQAccuracy.of_certificate(certificate)}")
+        measured = flow.facts["certificate"]
+        told = f"{len(measured['checks'])} checks, {settings.precision}"
+        display.say(f"{settings.kernel}: flow certified ({told}); {LogQAccuracy.of_certificate(measured)}")
+    if writer.checkpoint() is None and any(isinstance(member, PilotedMember) for member in cycle.members):
+        _tell_of_pilot(settings, display)
     with writer, display.sampling(settings.kernel, settings.plan.total_cycles) as on_block:
         writer.set_attributes({"finished": False, "stop_reason": ""})
         result = sample(
@@ -141,31 +151,50 @@ def sample_ensemble(
     return result
 
 
+def _tell_of_pilot(settings: SamplingConfig, display: Display) -> None:
+    chosen = settings.blackjax
+    if chosen.adaptation != "none":
+        told = f"{chosen.adaptation}, {chosen.adaptation_steps} steps of {chosen.algorithm}"
+        display.say(f"{settings.kernel}: finding parameters ({told})")
+
+
 def _run_seed(settings: SamplingConfig) -> int:
     """Return the seed of an ensemble: kernels of one run share a section's seed, but no random numbers."""
     return fold(settings.seed, "sampling", settings.kernel)
 
 
-def _read_flow(theory: Theory, settings: SamplingConfig, path: Path | None, seed: int, display: Display) -> _Flow:
+def _read_flow(
+    theory: Theory, settings: SamplingConfig, path: Path | None, seed: int, display: Display, recorded: Path | None
+) -> _Flow:
     if path is None:
         raise ConfigError(
             got=f"kernel = {settings.kernel!r} without a flow",
             expected='a flow file (--flow FILE), or a kernel without "flow", "blocks" and "hybrid" in [sampling]',
             fix="train a flow first, or choose the kernel",
         )
+    proposal, facts = _proposal(theory, settings, path)
+    if recorded is None:
+        display.say(f"{settings.kernel}: certifying the flow")
+        record = CertificateRecord(certify(proposal, fold(seed, "certificate")), versions())
+        record.certificate.require()
+    else:
+        record = CertificateRecord.read(recorded)
+        record.require_for(proposal, versions())
+    facts |= {"certificate": record.certificate.to_dict(), "certificate_name": record.name}
+    return _Flow(proposal, facts)
+
+
+def _proposal(theory: Theory, settings: SamplingConfig, path: Path) -> tuple[Proposal, dict[str, Any]]:
+    """Return the flow as a proposal, and what the ensemble's file tells of where it is from."""
+    if is_reference(path):
+        foreign = read_reference(path, theory)
+        origin = {"kind": "foreign", "reference": str(path), "dtype": foreign.proposal.metadata.dtype}
+        return foreign.proposal, {"flow": origin, "training": {}, "training_seconds": foreign.training_seconds}
     flow, saved = load_flow(path)
     check_theory(saved, theory, path)
-    proposal = for_production(flow, settings.precision, settings.device)
-    display.say(f"{settings.kernel}: certifying the flow")
-    certificate = certify(proposal, fold(seed, "certificate"))
-    certificate.require()
-    facts = {
-        "flow": saved.flow,
-        "training": saved.training,
-        "training_seconds": saved.training.get("seconds", 0.0),
-        "certificate": certificate.to_dict(),
-    }
-    return _Flow(proposal, facts)
+    seconds = saved.training.get("seconds", 0.0)
+    facts = {"flow": saved.flow, "training": saved.training, "training_seconds": seconds}
+    return for_production(flow, settings.precision, settings.device), facts
 
 
 def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from flowmc.proposals import Certificate, FlowProposal, as_proposal, certify
 from flowmc.theories import Theory
 from flowmc.training import TrainingConfig, TrainingFiles, train
 from flowmc.training.compilation import check_compilable
+from flowmc.workflows.foreign import is_reference, read_reference
 from flowmc.workflows.samples import SampleSet, read_samples
 
 __all__ = [
@@ -317,12 +318,24 @@ def for_production(flow: Flow, precision: str, device: str) -> FlowProposal:
 
 
 def certify_flow(path: Path, *, precision: str, device: str, seed: int) -> Certificate:
-    """Read a flow file and measure its certificate in the precision of production.
+    """Read a flow and measure its certificate in the precision of production.
+
+    Parameters
+    ----------
+    path
+        Flow file, or a reference to a proposal of another library (`flowmc.workflows.foreign`), which has its own type
+        and device.
+    precision, device
+        Type and device of a flow file's networks.
+    seed
+        Seed of the draws.
 
     Raises
     ------
     FlowFileError
         If the file cannot be read.
     """
+    if is_reference(path):
+        return certify(read_reference(path).proposal, seed)
     flow, _ = load_flow(path)
     return certify(for_production(flow, precision, device), seed)
