@@ -12,7 +12,7 @@ run: $(VENV)/.installed
 
 # The whole test suite, documentation examples included.
 test: $(VENV)/.tested-with
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.developed-with
 	$(BIN)/ruff check
