@@ -102,7 +102,7 @@ class TestRefusals:
             ({"proposal": GaussianProposal((4, 4), 0.5)}, LatticeMismatchError),
             ({"theory": Ising((4, 2), 0.3)}, TheoryMismatchError),
         ],
-        ids=str,
+        ids=["gradient", "unknown", "particles", "ess", "lattice", "space"],
     )
     def test_what_does_not_fit(self, changed: dict[str, Any], error: type[FlowmcError]) -> None:
         settings: dict[str, Any] = {"theory": THEORY, "proposal": GaussianProposal(THEORY.shape, 0.5), **changed}
