@@ -46,12 +46,15 @@ class Setting:
         Steps of Adam.
     spins
         Lattice of the Ising model.
+    n_draws
+        Exact draws that they are trained on.
     """
 
     shape: tuple[int, ...] = (4, 2)
     hidden: int = 16
     steps: int = 60
     spins: tuple[int, ...] = (2, 4)
+    n_draws: int = 512
 
     @property
     def size(self) -> int:
@@ -70,7 +73,7 @@ class Setting:
 
     def draws(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return exact draws of the free field, in rows."""
-        field: np.ndarray[Any, np.dtype[np.float64]] = self.theory.draw(np.random.default_rng(3), 512)
+        field: np.ndarray[Any, np.dtype[np.float64]] = self.theory.draw(np.random.default_rng(3), self.n_draws)
         return field.reshape(len(field), self.size)
 
     def fit_torch(self, log_prob: Callable[[torch.Tensor], torch.Tensor], weights: Any) -> None:

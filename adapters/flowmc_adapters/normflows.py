@@ -58,7 +58,9 @@ def proposal(flow: Any, *, event_shape: Any, **options: Unpack[Options]) -> Prop
         return log_q
 
     # A base returns its draws together with their log density.
-    pushforward = TorchPushforward(lambda n: frozen.q0(n)[0], frozen.q0.log_prob, forward, log_prob)
+    pushforward = TorchPushforward(
+        lambda n: frozen.q0(n)[0], frozen.q0.log_prob, forward, log_prob, base_pair=frozen.q0
+    )
     return host_proposal(pushforward, adapter="normflows", identity=frozen, event_shape=event_shape, options=options)
 
 

@@ -67,18 +67,25 @@ class TorchPushforward:
         Maps base points to events, and returns log|det ∂x/∂z|, (n,), with them.
     log_prob
         Returns log q, (n,), of events: by the inverse of the map.
+    base_pair
+        Draws n points of the base with log r, where a library makes both together.
     """
 
     base_sample: Callable[[int], Tensor]
     base_log_prob: Callable[[Tensor], Tensor]
     forward: Callable[[Tensor], tuple[Tensor, Tensor]]
     log_prob: Callable[[Tensor], Tensor]
+    base_pair: Callable[[int], tuple[Tensor, Tensor]] | None = None
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
         """Draw n events with log q, in one pass of the map."""
-        latent = self.base_sample(n)
+        if self.base_pair is None:
+            latent = self.base_sample(n)
+            log_r = self.base_log_prob(latent)
+        else:
+            latent, log_r = self.base_pair(n)
         field, log_det = self.forward(latent)
-        return field, self.base_log_prob(latent).double() - log_det.double()
+        return field, log_r.double() - log_det.double()
 
 
 Module = TypeVar("Module", bound=torch.nn.Module)

@@ -99,10 +99,11 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
     Returns
     -------
     ``path, size_bytes, format_version, creator_version, created_at, theory, action, lattice_size,
-    boundary_conditions, convention, log_q, checksums`` and ``streams``, a list with one dictionary per stream:
+    boundary_conditions, convention, log_q, certificate, checksums`` and ``streams``, a list with one dictionary per stream:
     ``algorithm, chains, configurations`` (of each chain), ``updates, acceptance`` (by proposal kind: ``rate, accepted,
     proposed``), ``finished, checksums, attributes`` (those set after creation) and more. ``checksums`` is ``"ok"``,
-    ``"not checked"`` or says what is wrong; ``log_q`` has the fields of `LogQAccuracy`, or is ``None`` without a flow.
+    ``"not checked"`` or says what is wrong; ``log_q`` has the fields of `LogQAccuracy`, or is ``None`` without a flow;
+    ``certificate`` is the name of the flow's certificate, a hash of what it says, or ``None``.
 
     Raises
     ------
@@ -125,6 +126,7 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
         "boundary_conditions": list(ensemble.description.boundary_conditions),
         "convention": ensemble.description.convention,
         "log_q": log_q.to_dict() if log_q else None,
+        "certificate": ensemble.description.run.get("certificate_name"),
         "checksums": next((state for state in states if state != "ok"), "ok"),
         "streams": streams,
     }
@@ -190,6 +192,8 @@ def format_summary(summary: Mapping[str, object]) -> str:
     ]
     if log_q := LogQAccuracy.of_certificate(summary):
         lines.append(f"  flow            {log_q}")
+    if certificate := summary["certificate"]:
+        lines.append(f"  certificate     {certificate}")
     for stream in cast(list[Mapping[str, object]], summary["streams"]):
         lines += _stream_lines(stream)
     return "\n".join(lines)

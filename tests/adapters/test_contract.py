@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,12 @@ def test_wrong_library_is_refused() -> None:
     for name in ("zuko", "normflows", "nflows", "torch_distributions", "flowjax", "distrax", "bijx", "flowmc_nfmodel"):
         with pytest.raises(ParameterError, match="Linear"):
             proposal(torch.nn.Linear(2, 2), event_shape=(2,), adapter=name)
+
+
+@pytest.mark.parametrize("package", sorted({"blackjax", "emcee", "numpyro", *itertools.chain(*ADAPTERS.values())}))
+def test_library_is_installed(package: str) -> None:
+    # Nothing here is skipped for want of a library.
+    importlib.import_module(package)
 
 
 def test_missing_library_says_how_to_install_it() -> None:
