@@ -7,18 +7,21 @@ never assumed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import array_api_compat
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.errors import LatticeMismatchError, NonFiniteError, PrecisionError
 
-__all__ = ["Array", "batch_axes", "check_field", "check_finite", "namespace", "require_x64"]
+__all__ = ["Array", "batch_axes", "check_field", "check_finite", "in_pieces", "namespace", "require_x64"]
 
+LARGEST_PIECE = 4096
+"""Configurations that functions of users are given at once inside compiled code."""
 Array: TypeAlias = Any
 """An array of NumPy, torch or JAX: the array API has no common static type yet."""
 
@@ -64,6 +67,22 @@ def check_field(field: Array, shape: Sequence[int], what: str = "field") -> None
             expected=f"(n, {', '.join(map(str, shape))}): a batch of configurations on the lattice {tuple(shape)}",
             fix="reshape the array, or build the theory and the flow on its lattice",
         )
+
+
+def in_pieces(function: Callable[[jax.Array], Any], field: jax.Array) -> Any:
+    """Apply a function of a batch (n, ...) piece by piece inside compiled code; results, or trees of them, are joined.
+
+    For functions that a user wrote: JAX 0.10.2 compiles some small matrix products wrongly for batches of more than 16384
+    (float64, on the processor; rows from there on come out wrong without a word).
+    """
+    whole = len(field) // LARGEST_PIECE * LARGEST_PIECE
+    if len(field) <= LARGEST_PIECE:
+        return function(field)
+    parts = jax.lax.map(function, field[:whole].reshape(-1, LARGEST_PIECE, *field.shape[1:]))
+    joined = jax.tree.map(lambda part: part.reshape(whole, *part.shape[2:]), parts)
+    if whole == len(field):
+        return joined
+    return jax.tree.map(lambda one, rest: jnp.concatenate([one, rest]), joined, function(field[whole:]))
 
 
 def check_finite(array: NDArray[np.floating[Any]], what: str, fix: str) -> None:

@@ -228,13 +228,15 @@ def certify(
         from flowmc.proposals import CertificateRecord
         from flowmc.workflows import certify_flow, versions
         from flowmc.workflows.flows import check_writable
+        from flowmc.workflows.foreign import is_reference, loaded_versions
         from flowmc_ensembles import LogQAccuracy
 
         if save:
             check_writable(save)
         certificate = certify_flow(flow, precision=precision, device=device, seed=seed)
-        record = CertificateRecord(certificate, versions())
+        record = CertificateRecord(certificate, {**versions(), **(loaded_versions() if is_reference(flow) else {})})
         if save:
+            save.parent.mkdir(parents=True, exist_ok=True)
             record.save(save)
         if as_json:
             _print_json(certificate.to_dict())
@@ -365,6 +367,10 @@ def convert(
     thin: Annotated[int, typer.Option("--thin", help="Keep every N-th configuration.")] = 1,
     name: Annotated[str, typer.Option("--name", help="Name of emcee's group in its file.")] = "mcmc",
     stream: Annotated[int, typer.Option("--stream", help="Number of the ensemble's stream.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", help="By how many nats log p + S may scatter; for targets in single precision."),
+    ] = None,
 ) -> None:
     """Make an ensemble of a chain of emcee, or the other way round."""
     with _errors():
@@ -372,9 +378,14 @@ def convert(
         from flowmc.workflows.conversions import convert as convert_file
 
         described = read_run(theory).theory if theory else None
-        done = convert_file(source, target, theory=described, discard=discard, thin=thin, name=name, stream=stream)
+        done = convert_file(
+            source, target, theory=described, discard=discard, thin=thin, name=name, stream=stream, tolerance=tolerance
+        )
         what = "an ensemble" if done.kind == "ensemble" else "a chain of emcee"
         typer.echo(f"{target}: {what}, {done.n_chains} chains of {done.n_configurations} configurations")
+        if done.steps_left_out:
+            note = "emcee left steps out (thin_by): an update is all steps between stored ones, accepted if it moved"
+            Console(stderr=True).print(f"warning: {note}", markup=False, soft_wrap=True)
 
 
 def _tables(analysis: EnsembleAnalysis) -> tuple[Table, ...]:

@@ -73,7 +73,8 @@ class BlackJAXConfig:
         Acceptance that "window" and "chees" aim at.
     parameters
         Parameters of the algorithm by BlackJAX's names, for example ``{step_size = 0.1, num_integration_steps = 10}``;
-        those that the adaptation finds are its first guesses.
+        a step size is the first guess of "window" and "chees", a mass matrix that of "window"; what else an adaptation
+        finds it finds without a guess. Arrays, one number a site, are for Python (`flowmc_adapters.blackjax`).
     """
 
     algorithm: str = "hmc"

@@ -16,6 +16,7 @@ __all__ = [
     "ParameterError",
     "PrecisionError",
     "RunExistsError",
+    "StateError",
     "TheoryMismatchError",
 ]
 
@@ -73,6 +74,10 @@ class PrecisionError(FlowmcError):
 
 class NonFiniteError(FlowmcError):
     """A state, weight or action is NaN or infinite where that cannot be legal."""
+
+
+class StateError(FlowmcError):
+    """The state of a chain contradicts itself: its action is not the action of its field."""
 
 
 class FlowFileError(FlowmcError):

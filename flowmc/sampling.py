@@ -202,6 +202,8 @@ def sample(
         If there is not one starting field for each chain.
     NonFiniteError
         If the starting field, or later a current action, is not finite.
+    StateError
+        If at the end of a block the action of a chain is not that of its field.
     """
     saved = store.checkpoint()
     if saved is None:
@@ -271,6 +273,7 @@ def _run_block(
     check_finite(
         np.asarray(state.action), "action of the current states", "inspect the last configurations of the ensemble"
     )
+    cycle.check(state)
     store.append(
         trajectory=np.array([number * cycle.n_updates for number, _ in saved], dtype=np.int64),
         configurations=_configurations(saved, state, cycle.theory.space.field_name),

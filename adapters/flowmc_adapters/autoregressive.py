@@ -55,16 +55,14 @@ def proposal(
     def drawn(n: int) -> tuple[Tensor, Tensor]:
         given = getattr(frozen, sample)(n)
         spins = given if isinstance(given, Tensor) else given[0]
+        if not bool((spins.abs() == 1).all()):
+            raise ParameterError(
+                got=f"draws with values from {spins.min().item():g} to {spins.max().item():g}",
+                expected="spins of -1 and +1",
+                fix="map the network's values to them, for example 2 * s - 1 for zeros and ones",
+            )
         return spins, getattr(frozen, log_prob)(spins)
 
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        spins, _ = drawn(1)
-    if not bool((spins.abs() == 1).all()):
-        raise ParameterError(
-            got=f"draws with values from {spins.min().item():g} to {spins.max().item():g}",
-            expected="spins of -1 and +1",
-            fix="map the network's values to them, for example 2 * s - 1 for zeros and ones",
-        )
     return host_proposal(
         TorchDensity(drawn, getattr(frozen, log_prob)),
         adapter="autoregressive",

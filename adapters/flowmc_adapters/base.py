@@ -9,20 +9,46 @@ from __future__ import annotations
 
 import copy
 import importlib
-from math import prod
+from collections.abc import Iterable
+from difflib import get_close_matches
+from math import inf, prod
+from operator import index
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flowmc.errors import LatticeMismatchError, ParameterError
+from flowmc.flows import DTYPES
 from flowmc.proposals import ProposalMetadata
+from flowmc.theories import SPACES
 from flowmc_adapters.fingerprints import digest
 
-__all__ = ["Options", "check_drawn", "checked_event", "frozen_copy", "joined", "require_library", "stated_metadata"]
+__all__ = [
+    "Options",
+    "check_drawn",
+    "check_number",
+    "checked_event",
+    "checked_options",
+    "checked_pair",
+    "frozen_copy",
+    "joined",
+    "require_library",
+    "stated_metadata",
+]
 
 PACKAGES = {"flow_matching": "flow_matching", "pyro": "pyro-ppl", "torch": "torch"}
 """Names on the package index, where they differ from the import's or could be mistaken."""
+
+
+EXPECTED = {
+    "dtype": f"one of {list(DTYPES)}",
+    "space": f"one of {sorted(SPACES)}",
+    "full_support": "True or False",
+    "log_q_bound": "a finite number of nats, zero for an exact log q",
+    "largest_batch": "a number of fields, at least one",
+}
 
 
 class Options(TypedDict, total=False):
@@ -74,15 +100,72 @@ def require_library(name: str) -> Any:
         ) from error
 
 
-def frozen_copy(flow: Any) -> Any:
-    """Return a copy that training the original further does not change; itself where it cannot be copied.
+def frozen_copy(flow: Any, parts: Iterable[Any] = ()) -> Any:
+    """Return a copy of a flow, or of a part, which training the original further does not change.
 
-    Distributions whose parameters are results of a computation with gradients do not permit copies.
+    Parameters
+    ----------
+    flow
+        What is copied.
+    parts
+        Objects inside, whose attributes may be results of a computation with gradients (parameters that were made of
+        others, evaluations that were kept): torch copies no such tensors; here their values are.
+
+    Raises
+    ------
+    ParameterError
+        If it cannot be copied.
     """
+    values: dict[int, Any] = {}
+    for part in (flow, *parts):
+        for attribute in getattr(part, "__dict__", {}).values():
+            for one in attribute if isinstance(attribute, tuple | list) else (attribute,):
+                if isinstance(one, torch.Tensor) and not one.is_leaf:
+                    values[id(one)] = one.detach().clone()
     try:
-        return copy.deepcopy(flow)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return flow
+        return copy.deepcopy(flow, values)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ParameterError(
+            got=f"a {type(flow).__name__} that cannot be copied: {str(error).splitlines()[0]}",
+            expected="a flow that can: a proposal keeps a copy, which training further does not change",
+            fix="detach parameters that are results of a computation (`tensor.detach()`), or build the module anew and "
+            "load its state dictionary",
+        ) from error
+
+
+def checked_options(options: Options) -> Options:
+    """Return the options, each of which has a meaning.
+
+    Raises
+    ------
+    ParameterError
+        If a name or a value has none.
+    """
+    known = tuple(Options.__annotations__)
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.5)
+            raise ParameterError(
+                got=f"{name} = {options[name]!r}",  # type: ignore[literal-required]
+                expected=f"one of the options {', '.join(known)}",
+                fix=f"did you mean {near[0]!r}?" if near else "leave it out",
+            )
+    bound, batch = options.get("log_q_bound", 0.0), options.get("largest_batch", 1)
+    checks = {
+        "dtype": options.get("dtype") in (None, *DTYPES),
+        "space": options.get("space", "real") in SPACES,
+        "full_support": isinstance(options.get("full_support", True), bool),
+        "log_q_bound": isinstance(bound, int | float) and 0 <= bound < inf,
+        "largest_batch": isinstance(batch, int) and batch >= 1,
+    }
+    for name, meaningful in checks.items():
+        if not meaningful:
+            raise ParameterError(
+                got=f"{name} = {options[name]!r}",  # type: ignore[literal-required]
+                expected=EXPECTED[name],
+                fix=f"correct `{name}`",
+            )
+    return options
 
 
 def checked_event(event_shape: Any) -> tuple[int, ...]:
@@ -94,7 +177,7 @@ def checked_event(event_shape: Any) -> tuple[int, ...]:
         If it is no tuple of positive integers.
     """
     try:
-        shape = tuple(int(extent) for extent in event_shape)
+        shape = () if isinstance(event_shape, str) else tuple(index(extent) for extent in event_shape)
     except TypeError:
         shape = ()
     if not shape or min(shape) < 1:
@@ -107,14 +190,16 @@ def checked_event(event_shape: Any) -> tuple[int, ...]:
 
 
 def check_drawn(shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
-    """Check that a batch of one draw of this shape holds one event, whose sites may be in one row.
+    """Check that a batch of one draw of this shape holds one event: of the same shape, or with all sites in one row.
 
     Raises
     ------
     LatticeMismatchError
         If it does not.
     """
-    if not shape or shape[0] != 1 or prod(shape[1:]) != prod(event_shape):
+    own, wanted = ([extent for extent in one if extent > 1] for one in (shape[1:], event_shape))
+    # Sites in one row are put onto the lattice; another lattice with as many sites is a mistake.
+    if not shape or shape[0] != 1 or prod(own) != prod(wanted) or (len(own) > 1 and own != wanted):
         raise LatticeMismatchError(
             got=f"draws of shape {shape} when one is asked for",
             expected=f"one event with the {prod(event_shape)} numbers of event_shape = {event_shape}",
@@ -122,10 +207,39 @@ def check_drawn(shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
         )
 
 
+def checked_pair(flow: Any) -> tuple[Any, Any]:
+    """Return the two functions of a flow that is given as a pair.
+
+    Raises
+    ------
+    ParameterError
+        If it is none.
+    """
+    if isinstance(flow, tuple | list) and len(flow) == 2 and all(callable(one) for one in flow):
+        return flow[0], flow[1]
+    raise ParameterError(
+        got=f"a {type(flow).__name__}",
+        expected="a pair of functions, (sample, log_prob)",
+        fix="pass both as one argument: proposal((sample, log_prob), event_shape=...)",
+    )
+
+
 def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
     """Return the chunks of a batch as one array."""
-    # Usually there is one, which need not be copied.
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    # Usually there is one, which need not be copied; of no fields there is none.
+    return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0)
+
+
+def check_number(n: Any) -> None:
+    """Check that a number of draws is a positive integer.
+
+    Raises
+    ------
+    ParameterError
+        If it is not.
+    """
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise ParameterError(got=f"n = {n!r} draws", expected="a positive integer", fix="ask for at least one")
 
 
 def stated_metadata(
@@ -154,15 +268,24 @@ def stated_metadata(
     deterministic
         Whether log q is a function of the field alone.
     """
-    bound = options.get("log_q_bound", 0.0)
+    bound = float(options.get("log_q_bound", 0.0))
     space = options.get("space", "real")
     full_support = options.get("full_support", True)
+    stated = {
+        "adapter": adapter,
+        "event": event_shape,
+        "space": space,
+        "bound": bound,
+        "full_support": full_support,
+        # Chunks of another size hold other draws.
+        "largest_batch": options.get("largest_batch"),
+    }
     return ProposalMetadata(
         event_shape=event_shape,
         dtype=dtype,
         deterministic=deterministic,
         exact=bound == 0,
-        fingerprint=digest({"adapter": adapter, "event": event_shape, "space": space, "bound": bound}, identity),
+        fingerprint=digest(stated, identity),
         full_support=full_support,
         space=space,
         log_q_bound=bound,

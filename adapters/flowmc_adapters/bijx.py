@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flowmc.errors import ParameterError
 from flowmc.proposals import Proposal
 from flowmc_adapters.base import Options, require_library
+from flowmc_adapters.fingerprints import ADDRESS
 from flowmc_adapters.jax_device import JaxDensity, JaxPushforward, check_options, device_proposal, with_dtype
 
 __all__ = ["proposal"]
@@ -43,10 +44,12 @@ def proposal(flow: Any, *, event_shape: Any, **options: Unpack[Options]) -> Prop
     graph, state = nnx.split(flow)
     frozen = nnx.merge(graph, with_dtype(state, check_options(options)))
     # Generators are part of the state, but of no draw that has a key.
-    weights = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    weights = jax.tree.leaves(nnx.state(flow, nnx.Not(nnx.RngState)))
+    kinds = [type(part) for _, part in nnx.iter_graph(flow) if not isinstance(part, jax.Array)]
+    structure = ADDRESS.sub("", str(graph))
     common: dict[str, Any] = {
         "adapter": "bijx",
-        "identity": (weights, str(graph)),
+        "identity": (weights, structure, kinds),
         "event_shape": event_shape,
         "options": options,
     }

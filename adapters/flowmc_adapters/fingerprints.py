@@ -3,15 +3,22 @@
 An ensemble names the flow that it was made with by its fingerprint, and a run is only resumed with the same one. So it
 must be the same in another process, for a flow that was loaded instead of trained, and differ where draws may differ:
 everything that can be reached from the flow is hashed, whatever library it is of, but for addresses, hooks and caches.
-Code is hashed as bytecode, so that another version of Python gives another fingerprint.
+Code of a user's own functions and classes, and the globals that it names, are hashed too, as bytecode, so that another
+version of Python gives another fingerprint. Code of installed libraries goes by its name: their versions are recorded
+beside the fingerprint.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import re
+import sys
+import sysconfig
 import types
+import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,9 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-__all__ = ["digest"]
+__all__ = ["ADDRESS", "digest"]
 
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+ADDRESS = re.compile(r" at 0x[0-9a-f]+", re.IGNORECASE)
+INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+"""Folders of code that has a version."""
+OWN = ("flowmc", "flowmc_adapters", "flowmc_ensembles", "flowmc_analysis")
+"""Packages of this project, whose version is recorded as well."""
+CLASS_NOISE = {"__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "_abc_impl"}
 # What changes while a flow is used, and is no part of it. Hooks of torch modules are private attributes that end so.
 VOLATILE = re.compile(r"^_cached|^_.*hooks.*$|^training$|^_abc_impl$|^__")
 
@@ -39,6 +51,34 @@ def digest(*objects: Any) -> str:
     return walker.hash.hexdigest()
 
 
+def _is_own_code(module: str) -> bool:
+    """Return whether a module is a user's own: neither of this project nor installed."""
+    if module.split(".")[0] in OWN:
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        # Code that was typed in or executed has no file; modules that are built in have none either.
+        return module not in sys.builtin_module_names
+    return not str(file).startswith(INSTALLED)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return all global names in a code, and in the functions inside it."""
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    return set(code.co_names).union(*(_names(part) for part in inner))
+
+
+def _archive(module: torch.jit.ScriptModule) -> dict[str, bytes]:
+    """Return what a scripted module would be saved as, but for where its source was."""
+    written = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        torch.jit.save(module, written)
+    with zipfile.ZipFile(written) as archive:
+        names = [name for name in archive.namelist() if not name.endswith((".debug_pkl", "serialization_id"))]
+        return {name.split("/", 1)[-1]: archive.read(name) for name in sorted(names)}
+
+
 class _Walker:
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
@@ -53,7 +93,7 @@ class _Walker:
         elif isinstance(value, np.ndarray | jax.Array | torch.Tensor):
             self._array(value)
         elif isinstance(value, type):
-            self._tell("class", f"{value.__module__}.{value.__qualname__}")
+            self._class(value)
         elif isinstance(value, torch.dtype | torch.device | np.dtype | types.ModuleType | range | slice):
             self._tell("name", ADDRESS.sub("", getattr(value, "__name__", str(value))))
         else:
@@ -102,7 +142,7 @@ class _Walker:
         elif isinstance(value, types.CodeType):
             self._code(value)
         elif isinstance(value, torch.jit.ScriptModule):
-            self.feed(("script", dict(value.state_dict()), value.inlined_graph.__str__()))
+            self.feed(("script", _archive(value)))
         elif isinstance(value, torch.export.ExportedProgram):
             self.feed(("export", dict(value.state_dict), dict(value.constants), value.graph_module.code))
         elif callable(wrapped := getattr(value, "__wrapped__", None)):
@@ -120,10 +160,30 @@ class _Walker:
                 self.feed(cell.cell_contents)
             except ValueError:
                 self._tell("cell", "empty")
+        if _is_own_code(function.__module__):
+            for name in sorted(_names(function.__code__) & function.__globals__.keys()):
+                self.feed(name)
+                self.feed(function.__globals__[name])
+
+    def _class(self, kind: type) -> None:
+        self._tell("class", f"{kind.__module__}.{kind.__qualname__}")
+        if id(kind) in self._seen:
+            return
+        self._seen[id(kind)] = len(self._seen)
+        self._alive.append(kind)
+        for base in kind.__mro__:
+            if not _is_own_code(base.__module__):
+                continue
+            for name, part in sorted(vars(base).items()):
+                if name in CLASS_NOISE:
+                    continue
+                self.feed(name)
+                parts = (getattr(part, key, None) for key in ("fget", "fset", "__func__"))
+                self.feed(next((inner for inner in parts if inner is not None), part))
 
     def _code(self, code: types.CodeType) -> None:
         self._tell("code", code.co_code.hex())
-        self.feed([part for part in code.co_consts if not isinstance(part, str)])
+        self.feed(list(code.co_consts))
         self.feed(code.co_names)
 
     def _object(self, value: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 
 from flowmc.errors import ParameterError
 from flowmc.proposals import Proposal
@@ -53,15 +54,23 @@ def proposal(flow: Any, *, event_shape: Any, **options: Unpack[Options]) -> Prop
         "options": options,
     }
     if not isinstance(frozen, distributions.AbstractTransformed):
-        density = JaxDensity(lambda key, n: frozen.sample_and_log_prob(key, (n,)), frozen.log_prob)
+        density = JaxDensity(
+            lambda key, n: frozen.sample_and_log_prob(key, (n,)), lambda field: _honest(frozen.log_prob(field), field)
+        )
         return device_proposal(density, **common)
     base, bijection = frozen.base_dist, frozen.bijection
 
     def log_prob(field: jax.Array) -> jax.Array:
         latent, log_det = jax.vmap(bijection.inverse_and_log_det)(field)
-        return base.log_prob(latent) + log_det  # type: ignore[no-any-return]
+        return _honest(base.log_prob(latent) + log_det, field, latent)
 
     pushforward = JaxPushforward(
         lambda key, n: base.sample(key, (n,)), base.log_prob, jax.vmap(bijection.transform_and_log_det), log_prob
     )
     return device_proposal(pushforward, **common)
+
+
+def _honest(log_q: jax.Array, *points: jax.Array) -> jax.Array:
+    """Return log q, NaN where a number in an event is: the library says -inf there."""
+    lost = [jnp.isnan(part.reshape(len(part), -1)).any(1) for part in points]
+    return jnp.where(jnp.stack(lost).any(0), jnp.nan, log_q)

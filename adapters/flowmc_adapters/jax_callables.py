@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import jax
 
 from flowmc.proposals import Proposal
-from flowmc_adapters.base import Options
+from flowmc_adapters.base import Options, checked_pair
 from flowmc_adapters.jax_device import JaxDensity, device_proposal
 
 __all__ = ["proposal"]
@@ -35,7 +35,7 @@ def proposal(
     options
         See `flowmc_adapters.base.Options`. The functions keep their own types: ``dtype`` says in which they compute.
     """
-    sample, log_prob = flow
+    sample, log_prob = checked_pair(flow)
 
     def drawn(key: jax.Array, n: int) -> Any:
         given = sample(key, n)

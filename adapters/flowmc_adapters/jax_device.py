@@ -11,13 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmc.arrays import require_x64
-from flowmc.errors import LatticeMismatchError, ParameterError
+from flowmc.arrays import check_field, require_x64
+from flowmc.errors import FlowmcError, LatticeMismatchError, ParameterError
 from flowmc.flows import DTYPES
 from flowmc.proposals import ProposalMetadata
 from flowmc.seeds import fold, jax_key
 from flowmc.theories import SPACES
-from flowmc_adapters.base import Options, check_drawn, checked_event, joined, stated_metadata
+from flowmc_adapters.base import (
+    Options,
+    check_drawn,
+    check_number,
+    checked_event,
+    checked_options,
+    joined,
+    stated_metadata,
+)
 
 __all__ = [
     "JaxDensity",
@@ -29,7 +37,7 @@ __all__ = [
     "with_dtype",
 ]
 
-LARGEST_BATCH = 1024
+LARGEST_BATCH, MOST = 1024, 8192
 Tree = TypeVar("Tree")
 
 
@@ -88,9 +96,13 @@ def check_options(options: Options) -> str:
         If JAX would truncate to float32.
     """
     require_x64()
-    dtype = options.get("dtype") or "float64"
-    if dtype not in DTYPES:
-        raise ParameterError(got=f"dtype = {dtype!r}", expected=f"one of {list(DTYPES)}", fix="correct `dtype`")
+    dtype = checked_options(options).get("dtype") or "float64"
+    if options.get("largest_batch", 1) > MOST:
+        raise ParameterError(
+            got=f"largest_batch = {options['largest_batch']} for a JAX flow",
+            expected=f"at most {MOST}",
+            fix="lower it: JAX 0.10.2 compiles some products wrongly for batches of more than 16384",
+        )
     if options.get("device"):
         raise ParameterError(
             got=f"device = {options['device']!r} for a JAX flow",
@@ -139,15 +151,22 @@ class JaxProposal:
         self, density: JaxDensity | JaxPushforward, *, adapter: str, identity: Any, event_shape: Any, options: Options
     ) -> None:
         self._event = checked_event(event_shape)
-        dtype = check_options(options)
+        wanted = check_options(options)
         self._density = density
         self._largest_batch = options.get("largest_batch", LARGEST_BATCH)
         self._space = SPACES[options.get("space", "real")]
-        drawn = jax.eval_shape(lambda key: density.sample(key, 1), jax.random.key(0))
-        field, log_q = _pair(drawn)
+        field, log_q = _tried(density)
         check_drawn(field.shape, self._event)
-        _check_log_q(log_q, 1)
         self._own_event, self._own_dtype = field.shape[1:], field.dtype
+        kinds = {str(log_q.dtype)} if self._space.name == "spin" else {str(field.dtype), str(log_q.dtype)}
+        # The coarser of the two, where they differ.
+        dtype = "float32" if "float32" in kinds else "float64"
+        if not kinds <= DTYPES.keys() or (options.get("dtype") and dtype != wanted):
+            raise ParameterError(
+                got=f"a flow that computes in {', '.join(sorted(kinds))}",
+                expected=f"{wanted}, or another of {list(DTYPES)} and not another `dtype`",
+                fix="convert its arrays, or say in `dtype` in which type it computes",
+            )
         self._metadata = stated_metadata(adapter, identity, self._event, dtype, options)
         self._compiled_sample = jax.jit(self._numbered, static_argnums=2)
         self._compiled_log_prob = jax.jit(self.device_log_prob)
@@ -161,6 +180,12 @@ class JaxProposal:
         """Draw ``n`` fields and log q with a key; see `flowmc.proposals.DeviceProposal.device_sample`."""
         field, log_q = _pair(self._density.sample(key, n))
         _check_log_q(log_q, n)
+        if field.shape[0] != n:
+            raise LatticeMismatchError(
+                got=f"{field.shape[0]} events where {n} are asked for",
+                expected="as many events as asked for",
+                fix="draw n events in `sample(key, n)`",
+            )
         return field.reshape(n, *self._event).astype(self._space.dtype), log_q.astype(jnp.float64)
 
     def device_log_prob(self, field: jax.Array) -> jax.Array:
@@ -171,8 +196,7 @@ class JaxProposal:
 
     def sample(self, seed: int, n: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
         """Draw ``n`` fields and log q; see `flowmc.proposals.Proposal.sample`."""
-        if n < 1:
-            raise ParameterError(got=f"n = {n} draws", expected="at least one", fix="ask for a positive number")
+        check_number(n)
         fields, log_qs = [], []
         for start in range(0, n, self._largest_batch):
             size = min(self._largest_batch, n - start)
@@ -188,6 +212,7 @@ class JaxProposal:
 
     def log_prob(self, field: NDArray[Any]) -> NDArray[np.float64]:
         """Return log q of fields; see `flowmc.proposals.Proposal.log_prob`."""
+        check_field(np.asarray(field), self._event)
         size = self._largest_batch
         parts = [self._compiled_log_prob(jnp.asarray(field[i : i + size])) for i in range(0, len(field), size)]
         return joined([np.asarray(part) for part in parts])
@@ -236,6 +261,29 @@ def device_proposal(
     if isinstance(density, JaxPushforward):
         return TransportJaxProposal(density, **arguments)
     return JaxProposal(density, **arguments)
+
+
+def _tried(density: JaxDensity | JaxPushforward) -> tuple[Any, Any]:
+    """Trace a draw of one event and log q of it, before a run depends on that; return their shapes and types."""
+
+    def both(key: jax.Array) -> tuple[tuple[Any, Any], Any]:
+        field, log_q = _pair(density.sample(key, 1))
+        _check_log_q(log_q, 1)
+        return (field, log_q), density.log_prob(field)
+
+    try:
+        found: tuple[tuple[Any, Any], Any] = jax.eval_shape(both, jax.random.key(0))
+        drawn, log_prob = found
+        _check_log_q(log_prob, 1)
+    except FlowmcError:
+        raise
+    except Exception as error:
+        raise ParameterError(
+            got=f"a flow that fails on one event with {type(error).__name__}: {str(error).splitlines()[0]}",
+            expected="functions that JAX can trace: draws of n events, for every n, and log q of given ones",
+            fix="try it by itself: a batch of one, then log q of what it drew, inside jax.jit",
+        ) from error
+    return drawn
 
 
 def _pair(drawn: Any) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowmc.proposals import Proposal
-from flowmc_adapters.base import Options
+from flowmc_adapters.base import Options, checked_pair
 from flowmc_adapters.torch_host import TorchDensity, host_proposal
 
 __all__ = ["proposal"]
@@ -37,7 +37,7 @@ def proposal(
     options
         See `flowmc_adapters.base.Options`; type and device are those of what ``sample`` returns.
     """
-    sample, log_prob = flow
+    sample, log_prob = checked_pair(flow)
 
     def drawn(n: int) -> Any:
         given = sample(n)

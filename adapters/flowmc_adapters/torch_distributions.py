@@ -21,8 +21,8 @@ def proposal(flow: Distribution, *, event_shape: Any, **options: Unpack[Options]
     Parameters
     ----------
     flow
-        A ``TransformedDistribution`` of either library, or another distribution without batch dimensions; where torch can
-        copy it, a copy is used. Its transforms need an inverse (Pyro's planar ones, for example, have none).
+        A ``TransformedDistribution`` of either library, or another distribution without batch dimensions; a copy is
+        used. Its transforms need an inverse (Pyro's planar ones, for example, have none).
     event_shape
         Shape of one configuration, for example (8, 8) for an event of 64 numbers.
     options
@@ -47,7 +47,7 @@ def proposal(flow: Distribution, *, event_shape: Any, **options: Unpack[Options]
             expected="neither: the parameters of a distribution cannot be moved together",
             fix="build the distribution in that type, on that device",
         )
-    frozen = frozen_copy(flow)
+    frozen = frozen_copy(flow, _parts(flow))
     for part in _parts(frozen):
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)

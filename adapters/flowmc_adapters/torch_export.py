@@ -12,9 +12,10 @@ import torch
 from torch.distributions import Distribution
 
 from flowmc.errors import FlowFileError, ParameterError
+from flowmc.flows import DTYPES
 from flowmc.proposals import Proposal
-from flowmc_adapters.base import Options, checked_event
-from flowmc_adapters.torch_host import host_proposal
+from flowmc_adapters.base import Options, checked_event, checked_options
+from flowmc_adapters.torch_host import check_known_device, host_proposal
 from flowmc_adapters.torch_module import WhiteNoise, pushforward
 
 __all__ = ["proposal"]
@@ -54,6 +55,13 @@ def proposal(
     ParameterError
         If there is no inverse, or an exported program is asked for another type or device.
     """
+    checked_options(options)
+    if not isinstance(flow, str | Path):
+        raise ParameterError(
+            got=f"a {type(flow).__name__}",
+            expected="the path of a saved flow",
+            fix="for a module in memory use flowmc_adapters.torch_module",
+        )
     path = Path(flow)
     to_field: Callable[..., Any]
     to_base: Callable[..., Any]
@@ -83,6 +91,8 @@ def _read(path: Path, options: Options) -> tuple[Callable[..., Any], torch.nn.Mo
     if not path.is_file():
         raise FlowFileError(got=f"{path}, which is no file", expected="a saved flow", fix="check the path")
     dtype, device = options.get("dtype"), options.get("device")
+    if device:
+        check_known_device(device)
     try:
         with warnings.catch_warnings():
             # TorchScript is deprecated, but the files of years are there.
@@ -92,7 +102,7 @@ def _read(path: Path, options: Options) -> tuple[Callable[..., Any], torch.nn.Mo
         scripted = None
     if scripted is not None:
         if dtype is not None:
-            scripted = scripted.to(getattr(torch, dtype))
+            scripted = scripted.to(DTYPES[dtype])
         return scripted, scripted.eval()
     if dtype or device:
         raise ParameterError(

@@ -17,18 +17,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowmc.arrays import check_field
 from flowmc.errors import FlowmcError, LatticeMismatchError, ParameterError
 from flowmc.flows import DTYPES
 from flowmc.proposals import ProposalMetadata
 from flowmc.seeds import fold
 from flowmc.theories import SPACES
-from flowmc_adapters.base import Options, check_drawn, checked_event, frozen_copy, joined, stated_metadata
+from flowmc_adapters.base import (
+    Options,
+    check_drawn,
+    check_number,
+    checked_event,
+    checked_options,
+    frozen_copy,
+    joined,
+    stated_metadata,
+)
 
 __all__ = [
     "HostProposal",
     "TorchDensity",
     "TorchPushforward",
     "TransportHostProposal",
+    "check_known_device",
     "frozen_module",
     "host_proposal",
 ]
@@ -99,19 +110,35 @@ def frozen_module(module: Module, options: Options) -> Module:
     ParameterError
         If the type or device is none.
     """
-    dtype, device = options.get("dtype"), options.get("device")
-    if dtype is not None and dtype not in DTYPES:
-        raise ParameterError(got=f"dtype = {dtype!r}", expected=f"one of {list(DTYPES)}", fix="correct `dtype`")
-    frozen: Module = frozen_copy(module).eval().requires_grad_(False)
+    dtype, device = checked_options(options).get("dtype"), options.get("device")
+    if not isinstance(module, torch.nn.Module):
+        raise ParameterError(
+            got=f"a {type(module).__name__}",
+            expected="a torch.nn.Module",
+            fix="for functions use flowmc_adapters.torch_callables",
+        )
+    frozen: Module = frozen_copy(module, module.modules()).eval().requires_grad_(False)
+    if device is not None:
+        check_known_device(device)
+    return frozen.to(device=device, dtype=None if dtype is None else DTYPES[dtype])
+
+
+def check_known_device(device: str) -> None:
+    """Check that torch can compute on a device.
+
+    Raises
+    ------
+    ParameterError
+        If it does not know the device, or the machine does not have it.
+    """
     try:
-        frozen = frozen.to(device=device, dtype=None if dtype is None else DTYPES[dtype])
+        torch.zeros(1).to(device)
     except (RuntimeError, AssertionError) as error:
         raise ParameterError(
             got=f"device = {device!r}: {str(error).splitlines()[0]}",
             expected='a device of this machine and this build of torch, for example "cpu"',
             fix="correct `device`",
         ) from error
-    return frozen
 
 
 @contextmanager
@@ -120,19 +147,17 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     Not with `torch.manual_seed`, which keeps a note of every call for devices that are not in use.
     """
-    generators = [torch.default_generator]
-    if device.type != "cpu":
-        module = torch.get_device_module(device)
-        index = module.current_device() if device.index is None else device.index
-        generators.append(module.default_generators[index])
-    states = [generator.get_state() for generator in generators]
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    state, device_state = torch.default_generator.get_state(), module and module.get_rng_state()
     try:
-        for generator in generators:
-            generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if module:
+            module.manual_seed(seed)
         yield
     finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+        torch.default_generator.set_state(state)
+        if module:
+            module.set_rng_state(device_state)
 
 
 class HostProposal:
@@ -169,6 +194,7 @@ class HostProposal:
         options: Options,
     ) -> None:
         event = checked_event(event_shape)
+        checked_options(options)
         self._density = density
         self._largest_batch = options.get("largest_batch", LARGEST_BATCH)
         self._spins = options.get("space", "real") == "spin"
@@ -176,14 +202,16 @@ class HostProposal:
         check_drawn(tuple(field.shape), event)
         _check_log_q(log_q, 1)
         self._own_event, self._device, self._dtype = tuple(field.shape[1:]), field.device, field.dtype
-        computes = log_q.dtype if self._spins else field.dtype
-        if computes not in FLOATS:
+        kinds = {log_q.dtype} if self._spins else {field.dtype, log_q.dtype}
+        if not kinds <= FLOATS.keys():
             raise ParameterError(
-                got=f"a flow that computes in {computes}",
+                got=f"a flow that computes in {', '.join(sorted(map(str, kinds)))}",
                 expected=f"one of {list(DTYPES)}",
                 fix="convert it, for example with dtype = 'float64'",
             )
-        self._metadata = stated_metadata(adapter, identity, event, FLOATS[computes], options)
+        # The coarser of the two, where they differ.
+        computes = "float32" if torch.float32 in kinds else "float64"
+        self._metadata = stated_metadata(adapter, identity, event, computes, options)
 
     @property
     def metadata(self) -> ProposalMetadata:
@@ -192,20 +220,26 @@ class HostProposal:
 
     def sample(self, seed: int, n: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
         """Draw ``n`` fields and log q; see `flowmc.proposals.Proposal.sample`."""
-        if n < 1:
-            raise ParameterError(got=f"n = {n} draws", expected="at least one", fix="ask for a positive number")
+        check_number(n)
         fields, log_qs = [], []
         with torch.no_grad(), _seeded(fold(seed), self._device):
             for start in range(0, n, self._largest_batch):
                 size = min(self._largest_batch, n - start)
                 field, log_q = _pair(self._density.sample(size))
                 _check_log_q(log_q, size)
+                if len(field) != size:
+                    raise LatticeMismatchError(
+                        got=f"{len(field)} events where {size} are asked for",
+                        expected="as many events as asked for",
+                        fix="draw n events in `sample(n)`",
+                    )
                 fields.append(self._field(field))
                 log_qs.append(_numbers(log_q))
         return joined(fields), joined(log_qs)
 
     def log_prob(self, field: NDArray[Any]) -> NDArray[np.float64]:
         """Return log q of fields; see `flowmc.proposals.Proposal.log_prob`."""
+        check_field(np.asarray(field), self._metadata.event_shape)
         parts = []
         with torch.no_grad():
             for start in range(0, len(field), self._largest_batch):
@@ -267,7 +301,9 @@ def host_proposal(
 def _tried(density: TorchDensity | TorchPushforward) -> tuple[Tensor, Tensor]:
     """Draw one event, and evaluate log q of it, before a run depends on that."""
     try:
-        with torch.no_grad(), _seeded(0, torch.device("cpu")):
+        # Where the flow runs is not known yet: nobody's generators move.
+        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.default_generator.manual_seed(0)
             field, log_q = _pair(density.sample(1))
             # A copy: some libraries remember the inverse of what they have just drawn.
             _check_log_q(density.log_prob(field.clone()), 1)

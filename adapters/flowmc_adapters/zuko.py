@@ -1,4 +1,4 @@
-"""Flows of zuko: `zuko.flows.Flow`, and the distributions that calling one gives."""
+"""Flows of zuko: `zuko.flows.Flow`, and other lazy distributions of the library."""
 
 from __future__ import annotations
 
@@ -43,7 +43,14 @@ def proposal(flow: Any, *, event_shape: Any, context: Any = None, **options: Unp
         )
     frozen = frozen_module(flow, options)
     # Made once: a lazy flow would evaluate what does not depend on a context anew for every call.
-    distribution = frozen() if context is None else frozen(frozen_copy(context))
+    try:
+        distribution = frozen() if context is None else frozen(frozen_copy(context))
+    except Exception as error:
+        raise ParameterError(
+            got=f"context = {context!r}, for which the flow fails with {type(error).__name__}: {error}",
+            expected="a tensor of the flow's context features, or none for an unconditional flow",
+            fix="correct `context`",
+        ) from error
     identity = (frozen, context)
     if not isinstance(distribution, zuko.distributions.NormalizingFlow):
         density = TorchDensity(_sampler(distribution), distribution.log_prob)

@@ -189,7 +189,7 @@ def _read_columns(stream: Stream) -> _Columns:
         table: Array = np.asarray(stream.history(name), dtype=np.float64)
         return np.asarray(table[kept][rows].T)
 
-    with_energies = HMC_KINDS
+    with_energies: tuple[str, ...] = HMC_KINDS
     if np.isfinite(rows_of("delta_H", BLACKJAX_KIND)).any():
         with_energies += (BLACKJAX_KIND,)
     # Older files have accept bits alone.

@@ -21,12 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.arrays import check_field, check_finite, require_x64
-from flowmc.errors import ParameterError, TheoryMismatchError
+from flowmc.errors import ParameterError, StateError, TheoryMismatchError
 from flowmc.kernels.base import CycleMember, HybridState, PilotedMember, Updates, batch_action
 from flowmc.kernels.independence import FlowProposals
 from flowmc.theories import SmoothTheory, Theory
 
 __all__ = ["Cycle", "CycleUpdates"]
+
+# Relative difference of an action that is kept, updated step by step, from one computed anew.
+KEPT = 1e-6
 
 
 @partial(jax.jit, static_argnames=("theory",))
@@ -196,6 +199,27 @@ class Cycle:
             updates.append(happened)
             seconds.append(time.perf_counter() - start)
         return state, CycleUpdates(tuple(updates), tuple(seconds))
+
+    def check(self, state: HybridState) -> None:
+        """Compare the actions that the kernels kept with those of the fields.
+
+        Raises
+        ------
+        StateError
+            If one differs by more than rounding: a kernel lost track, or the action depends on the size of the batch in
+            which it is computed, as that of miscompiled code does.
+        """
+        kept, found = np.asarray(state.action), np.asarray(batch_action(self.theory, state.field))
+        wrong = ~(np.abs(kept - found) <= KEPT * np.maximum(1.0, np.abs(found)))
+        if wrong.any():
+            chain = int(np.argmax(wrong))
+            raise StateError(
+                got=f"S = {kept[chain]!r} kept for chain {chain}, whose field has S = {found[chain]!r}; "
+                f"{int(wrong.sum())} of {wrong.size} chains",
+                expected="the action of the field",
+                fix="compare the theory's action of one field, alone and in batches of thousands; if it is the same, "
+                "report the kernels of the cycle",
+            )
 
     def adapted(self, happened: CycleUpdates, *, last: bool) -> Cycle:
         """Return the cycle after each member learned from its updates; only before the freeze point."""

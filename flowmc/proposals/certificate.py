@@ -11,11 +11,12 @@ every proposal is measured before production, and refused with the reason if a c
 - for a proposal that draws blocks anew, the same of what it tells of blocks (`flowmc.proposals.blocks`), of which log q
   knows nothing: log q of new insides against that of the same as old ones, whatever other blocks hold; untouched borders;
   repetition and batch size; draws against their density; the sum of the probabilities of all insides up to side 3;
-- repetition: the same call twice, and training-mode layers or random trace estimates give themselves away;
+- repetition: the same call twice, and training-mode layers or random trace estimates give themselves away; other seeds
+  give other draws, and no batch of continuous fields holds one twice;
 - batch size: the same fields in a batch, in halves and alone;
 - log-determinant against the full Jacobian of the discrete map as run, at a few points (V ≤ 4096);
 - finite fields and log q on 10⁴ draws;
-- for real fields the proposal's own word that q > 0 everywhere: log q of draws stretched away from zero is not −inf;
+- for real fields the proposal's own word that q > 0 everywhere: log q of draws stretched away from zero is finite;
 - the dtype, and the proposal's own word: that log q is exact, or by how many nats it is off at most.
 
 Slow proposals are measured on fewer draws, as many as a minute or so allows: details of the checks say how many.
@@ -34,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmc.errors import CertificateError
+from flowmc.errors import CertificateError, ParameterError
 from flowmc.flows.base import LARGEST_BOUND
 from flowmc.proposals.base import BlockProposal, Proposal, ProposalMetadata, TransportProposal
 from flowmc.proposals.blocks import measure_blocks
@@ -134,6 +135,8 @@ class Certificate:
         By how many nats it says that log q is off at most: zero if exact, None without a bound.
     jacobian_draws
         Points at which the full Jacobian was taken; zero where it could not be.
+    full_support
+        Whether the proposal says that q > 0 everywhere; without it some checks are not made.
     """
 
     fingerprint: str
@@ -142,11 +145,12 @@ class Certificate:
     exact: bool = True
     log_q_bound: float | None = 0.0
     jacobian_draws: int = 0
+    full_support: bool = True
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
+        """Whether there are checks, and every one passed."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
 
     def require(self) -> None:
         """Refuse a proposal that failed.
@@ -157,6 +161,8 @@ class Certificate:
             If a check failed; the message names each.
         """
         failed = [check for check in self.checks if not check.passed]
+        if not self.checks:
+            raise CertificateError(got="a certificate without checks", expected="measured ones", fix="certify the flow")
         if failed:
             raise CertificateError(
                 got="; ".join(f"{check.name}: {check.value:.3g} {check.unit} ({check.detail})" for check in failed),
@@ -177,6 +183,7 @@ class Certificate:
         return {
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
+            "full_support": self.full_support,
             "log_q": {
                 "exact": self.exact,
                 "bound": self.log_q_bound,
@@ -224,10 +231,13 @@ def certify(
 
     Raises
     ------
+    ParameterError
+        If a number of draws is not positive, or the proposal computes in another type than float32 or float64.
     CertificateError
         If what is told of blocks has the wrong shape.
     """
     metadata = proposal.metadata
+    _check_numbers(metadata, n_finite=n_finite, n_compare=n_compare, n_jacobian=n_jacobian)
     limit = TOLERANCES[metadata.dtype] if tolerance is None else tolerance
     space = SPACES[metadata.space]
     of_draw, of_log_q = _seconds(proposal, fold(seed, "timing"))
@@ -254,6 +264,7 @@ def certify(
         if metadata.full_support and metadata.space == "real":
             checks.append(_support(proposal, fields[:n_compare]))
         checks.append(_repetition(proposal, fold(seed, "repetition"), min(n_compare, 64)))
+        checks.append(_fresh_draws(proposal, fields, fold(seed, "fresh")))
     if metadata.space == "spin" and np.prod(metadata.event_shape) <= ENUMERATED_SITES:
         checks.append(_normalisation(proposal, limit))
     unmeasured = _why_no_jacobian(proposal)
@@ -268,7 +279,21 @@ def certify(
     if isinstance(proposal, BlockProposal) and len(fields):
         checks += _block_checks(proposal, fields, fold(seed, "blocks"), limit)
     bound = metadata.log_q_bound if metadata.states_a_bound else None
-    return Certificate(metadata.fingerprint, metadata.dtype, tuple(checks), metadata.exact, bound, draws)
+    return Certificate(
+        metadata.fingerprint, metadata.dtype, tuple(checks), metadata.exact, bound, draws, metadata.full_support
+    )
+
+
+def _check_numbers(metadata: ProposalMetadata, **numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ParameterError(got=f"{name} = {number}", expected="at least one", fix="leave it out, or raise it")
+    if metadata.dtype not in TOLERANCES:
+        raise ParameterError(
+            got=f"a proposal that computes in {metadata.dtype!r}",
+            expected=f"one of {list(TOLERANCES)}",
+            fix="let the proposal compute in one of them",
+        )
 
 
 def _seconds(proposal: Proposal, seed: int) -> tuple[float, float]:
@@ -349,7 +374,9 @@ def _normalisation(proposal: Proposal, limit: float) -> Check:
 
 
 def _support(proposal: Proposal, fields: NDArray[Any]) -> Check:
-    vanishing = int(np.count_nonzero(np.isneginf(proposal.log_prob((STRETCH * fields).astype(fields.dtype)))))
+    # The logarithm of zero, or what an inverse makes of a point that is no image: both are outside of the support.
+    log_q = proposal.log_prob((STRETCH * fields).astype(fields.dtype))
+    vanishing = int(np.count_nonzero(~np.isfinite(log_q)))
     detail = f"{len(fields)} draws, {STRETCH} times as far from zero; full_support = False permits hybrids"
     return Check("own word: q > 0 everywhere", vanishing, 0, "fields", vanishing == 0, detail)
 
@@ -358,6 +385,21 @@ def _repetition(proposal: Proposal, seed: int, n: int) -> Check:
     (one_field, one), (other_field, other) = proposal.sample(seed, n), proposal.sample(seed, n)
     same = np.array_equal(one_field, other_field, equal_nan=True) and np.array_equal(one, other, equal_nan=True)
     return Check("same seed, same draws", float(not same), 0, "", same, f"{n} draws, bit by bit")
+
+
+def _fresh_draws(proposal: Proposal, fields: NDArray[Any], seed: int) -> Check:
+    """Count draws that come again: for another seed, or (of continuous fields, which never do) within one batch."""
+    # Of one size: what is compiled for a size may hold draws of its own.
+    n = min(len(fields), TIMED_DRAWS)
+    one, other = (proposal.sample(fold(seed, number), n)[0] for number in range(2))
+    repeated = n * int(np.array_equal(one, other, equal_nan=True))
+    if proposal.metadata.space != "spin":
+        rows = [row.tobytes() for row in (*fields, *one, *other)]
+        repeated = len(rows) - len(set(rows))
+    detail = (
+        f"{len(fields)} draws, and {n} of each of two other seeds; a flow draws from the generator or key of the call"
+    )
+    return Check("other seeds, other draws", repeated, 0, "draws", repeated == 0, detail)
 
 
 def _why_no_jacobian(proposal: Proposal) -> str:

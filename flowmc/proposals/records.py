@@ -62,6 +62,8 @@ class CertificateRecord:
             raise FlowFileError(got=f"{path}, which is no file", expected=expected, fix="check the path, or certify")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {found['format']!r}, not {FORMAT}")  # noqa: TRY301 - told below
             record = cls(_certificate(found["certificate"]), found["versions"])
             same = record.name == found["name"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -108,7 +110,15 @@ def _certificate(found: Mapping[str, Any]) -> Certificate:
         Check(**{**check, "value": float("inf") if check["value"] is None else check["value"]})
         for check in found["checks"]
     ]
+    if wrong := [check.name for check in checks if check.passed and not check.value <= check.tolerance]:
+        raise ValueError(f"{wrong[0]} is said to have passed, above its limit")
     log_q = found["log_q"]
     return Certificate(
-        found["fingerprint"], found["dtype"], tuple(checks), log_q["exact"], log_q["bound"], log_q["draws"]
+        found["fingerprint"],
+        found["dtype"],
+        tuple(checks),
+        log_q["exact"],
+        log_q["bound"],
+        log_q["draws"],
+        found["full_support"],
     )

@@ -22,13 +22,28 @@ def require_certificate(certificate: Certificate, proposal: Proposal) -> None:
     Raises
     ------
     CertificateError
-        If a check failed, or fingerprint or type differ.
+        If there is no check, one failed, or what the proposal says of itself has changed.
     """
     certificate.require()
     metadata = proposal.metadata
-    if (certificate.fingerprint, certificate.dtype) != (metadata.fingerprint, metadata.dtype):
+    bound = metadata.log_q_bound if metadata.states_a_bound else None
+    measured = {
+        "fingerprint": certificate.fingerprint,
+        "dtype": certificate.dtype,
+        "exact": certificate.exact,
+        "log_q_bound": certificate.log_q_bound,
+        "full_support": certificate.full_support,
+    }
+    used = {
+        "fingerprint": metadata.fingerprint,
+        "dtype": metadata.dtype,
+        "exact": metadata.exact,
+        "log_q_bound": bound,
+        "full_support": metadata.full_support,
+    }
+    if different := [name for name in used if used[name] != measured[name]]:
         raise CertificateError(
-            got=f"a certificate of the proposal {certificate.fingerprint[:16]} in {certificate.dtype}",
-            expected=f"one of the proposal in use, {metadata.fingerprint[:16]} in {metadata.dtype}",
+            got=f"a certificate of a proposal with {', '.join(f'{name} {measured[name]}' for name in different)}",
+            expected=f"one of the proposal in use, with {', '.join(f'{name} {used[name]}' for name in different)}",
             fix="certify the proposal after its last change: certify(proposal, seed)",
         )

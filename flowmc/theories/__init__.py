@@ -70,7 +70,7 @@ def from_description(description: Mapping[str, Any]) -> Theory:
     """
     couplings = dict(description)
     name = couplings.pop("name", None)
-    if name in {CallableTheory.name, DensityTheory.name}:
+    if name in (CallableTheory.name, DensityTheory.name):
         raise ConfigError(
             got=f"a theory whose action is a Python function, {couplings.get('label')!r}",
             expected="a theory that is made of its couplings; the function itself is in no file",

@@ -20,7 +20,7 @@ import torch
 from array_api_compat import is_jax_array, is_torch_array
 from numpy.typing import NDArray
 
-from flowmc.arrays import Array, batch_axes, check_field, namespace, require_x64
+from flowmc.arrays import Array, batch_axes, check_field, in_pieces, namespace, require_x64
 from flowmc.errors import LatticeMismatchError, ParameterError, PrecisionError
 from flowmc.theories.base import SmoothTheory
 from flowmc.theories.spaces import SPACES, ContinuousSpace, RealSpace
@@ -242,12 +242,13 @@ class _Minus:
 
 @partial(jax.jit, static_argnames=("theory",))
 def _action(theory: DensityTheory, field: jax.Array) -> jax.Array:
-    return -theory._log_density(field.astype(np.float64))
+    log_density: jax.Array = in_pieces(theory._log_density, field.astype(np.float64))
+    return -log_density
 
 
 @partial(jax.jit, static_argnames=("theory",))
 def _action_and_force(theory: DensityTheory, field: jax.Array) -> tuple[jax.Array, jax.Array]:
-    values, gradient = theory._with_gradient(field.astype(np.float64))
+    values, gradient = in_pieces(theory._with_gradient, field.astype(np.float64))
     return -values, gradient.astype(field.dtype)
 
 

@@ -46,6 +46,8 @@ class Conversion:
     n_configurations: int
     """Configurations of each chain."""
     n_chains: int
+    steps_left_out: bool = False
+    """Whether emcee stored only some of its steps, so that an update is several of them."""
 
 
 def convert(
@@ -57,6 +59,7 @@ def convert(
     thin: int = 1,
     name: str = "mcmc",
     stream: int = 0,
+    tolerance: float | None = None,
 ) -> Conversion:
     """Convert a chain of emcee to an ensemble, or an ensemble to a chain of emcee: the content of the source decides.
 
@@ -74,6 +77,8 @@ def convert(
         Name of emcee's group.
     stream
         Number of the ensemble's stream.
+    tolerance
+        See `ensemble_from_emcee`.
 
     Raises
     ------
@@ -89,7 +94,7 @@ def convert(
                 expected="an ensemble without a theory, since it knows its own, or a chain of emcee",
                 fix="leave --theory out, or check the source",
             )
-        return ensemble_from_emcee(source, theory, target, discard=discard, thin=thin, name=name)
+        return ensemble_from_emcee(source, theory, target, discard=discard, thin=thin, name=name, tolerance=tolerance)
     if holds_backend(source, name):
         raise ConfigError(
             got=f"{source}, a chain of emcee, without a theory",
@@ -210,6 +215,14 @@ def ensemble_from_emcee(
         proposal_kinds={0: KIND},
     )
     history = _history(chain, before, action, seconds)
+    if left_out := not _counts_agree(chain, history["accepted"], before is None):
+        stream = replace(
+            stream,
+            algorithm_parameters={
+                **stream.algorithm_parameters,
+                "accepted": "changed since the step that was stored before",
+            },
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     with EnsembleWriter.create(output, description, stream) as writer:
         writer.set_attributes({"finished": False, "stop_reason": "the conversion was interrupted"})
@@ -218,7 +231,16 @@ def ensemble_from_emcee(
             block = slice(first, first + per_block)
             _append(writer, theory, chain, action, {key: column[block] for key, column in history.items()}, block, thin)
         writer.set_attributes({"finished": True, "stop_reason": ""})
-    return Conversion(output, "ensemble", kept, n_walkers)
+    return Conversion(output, "ensemble", kept, n_walkers, steps_left_out=left_out)
+
+
+def _counts_agree(chain: EmceeChain, accepted: NDArray[np.uint8], from_the_start: bool) -> bool:
+    """Return whether emcee counted as many acceptances as there are changes: it did not if it left steps out (`thin_by`).
+
+    Its count is of all steps, those at the beginning that are discarded included.
+    """
+    missing = chain.accepted - accepted.sum(axis=0)
+    return bool((missing >= 0).all() and (not from_the_start or (missing == 0).all()))
 
 
 def _check_target(
@@ -242,7 +264,7 @@ def _check_target(
             got=f"{backend}: log p + S scatters by {scatter:.3g} nats about {constant:.6g}",
             expected=f"one number up to {allowed:.2g} nats, if emcee sampled exp(-S) of {theory}",
             fix="give the theory, its couplings and its shape as they were sampled; for a target that was computed in "
-            "single precision raise `tolerance`",
+            "single precision raise `tolerance` (--tolerance, in nats)",
         )
     return constant, scatter, allowed
 

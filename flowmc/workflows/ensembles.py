@@ -50,6 +50,7 @@ class _Flow:
 
     proposal: Proposal
     facts: dict[str, Any]
+    device: str
 
 
 def sample_ensemble(
@@ -112,7 +113,7 @@ def sample_ensemble(
     torch.set_num_threads(settings.threads)
     flow = _read_flow(config.theory, settings, flow_path, seed, display, certificate) if settings.needs_flow else None
     if flow is not None:
-        settings = replace(settings, precision=flow.proposal.metadata.dtype)
+        settings = replace(settings, precision=flow.proposal.metadata.dtype, device=flow.device)
     cycle = build_cycle(config.theory, settings, seed, flow.proposal if flow else None)
     wanted = _describe_stream(cycle, settings, seed)
     if exists:
@@ -172,29 +173,36 @@ def _read_flow(
             expected='a flow file (--flow FILE), or a kernel without "flow", "blocks" and "hybrid" in [sampling]',
             fix="train a flow first, or choose the kernel",
         )
-    proposal, facts = _proposal(theory, settings, path)
+    proposal, facts, used = _proposal(theory, settings, path)
     if recorded is None:
         display.say(f"{settings.kernel}: certifying the flow")
-        record = CertificateRecord(certify(proposal, fold(seed, "certificate")), versions())
+        record = CertificateRecord(certify(proposal, fold(seed, "certificate")), used)
         record.certificate.require()
     else:
         record = CertificateRecord.read(recorded)
-        record.require_for(proposal, versions())
+        record.require_for(proposal, used)
     facts |= {"certificate": record.certificate.to_dict(), "certificate_name": record.name}
-    return _Flow(proposal, facts)
+    return _Flow(proposal, facts, "its own" if is_reference(path) else settings.device)
 
 
-def _proposal(theory: Theory, settings: SamplingConfig, path: Path) -> tuple[Proposal, dict[str, Any]]:
-    """Return the flow as a proposal, and what the ensemble's file tells of where it is from."""
+def _proposal(theory: Theory, settings: SamplingConfig, path: Path) -> tuple[Proposal, dict[str, Any], dict[str, str]]:
+    """Return the flow as a proposal, what the ensemble's file tells of where it is from, and versions."""
     if is_reference(path):
         foreign = read_reference(path, theory)
-        origin = {"kind": "foreign", "reference": str(path), "dtype": foreign.proposal.metadata.dtype}
-        return foreign.proposal, {"flow": origin, "training": {}, "training_seconds": foreign.training_seconds}
+        used = {**versions(), **foreign.versions}
+        origin = {
+            "kind": "foreign",
+            "reference": str(path),
+            "dtype": foreign.proposal.metadata.dtype,
+            "versions": dict(foreign.versions),
+        }
+        facts = {"flow": origin, "training": {}, "training_seconds": foreign.training_seconds}
+        return foreign.proposal, facts, used
     flow, saved = load_flow(path)
     check_theory(saved, theory, path)
     seconds = saved.training.get("seconds", 0.0)
     facts = {"flow": saved.flow, "training": saved.training, "training_seconds": seconds}
-    return for_production(flow, settings.precision, settings.device), facts
+    return for_production(flow, settings.precision, settings.device), facts, versions()
 
 
 def _describe_stream(cycle: Cycle, settings: SamplingConfig, seed: int) -> dict[str, Any]:

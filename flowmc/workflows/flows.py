@@ -334,8 +334,16 @@ def certify_flow(path: Path, *, precision: str, device: str, seed: int) -> Certi
     ------
     FlowFileError
         If the file cannot be read.
+    ParameterError
+        If precision or device is unknown, or said of a reference.
     """
     if is_reference(path):
+        if (precision, device) != ("float64", "cpu"):
+            raise ParameterError(
+                got=f"precision = {precision!r}, device = {device!r} for {path}",
+                expected="neither: a proposal of another library has its own",
+                fix="say `dtype` and `device` where it is made",
+            )
         return certify(read_reference(path).proposal, seed)
     flow, _ = load_flow(path)
     return certify(for_production(flow, precision, device), seed)

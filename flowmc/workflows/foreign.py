@@ -11,19 +11,28 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flowmc.errors import FlowFileError, FlowmcError, ParameterError
+from flowmc.errors import FlowFileError, FlowmcError, LatticeMismatchError, ParameterError, TheoryMismatchError
 from flowmc.proposals import Proposal
 from flowmc.theories import Theory
 from flowmc_adapters import proposal as adapted
 
-__all__ = ["ForeignFlow", "is_reference", "read_reference"]
+__all__ = ["ForeignFlow", "is_reference", "loaded_versions", "read_reference"]
 
 SECONDS = "TRAINING_SECONDS"
+LIBRARIES = (
+    "bijx", "distrax", "equinox", "flax", "flow_matching", "flowjax", "flowMC", "haiku", "nflows", "normflows", "numpyro",
+    "paramax", "pyro", "tensorflow_probability", "zuko",
+)  # fmt: skip
+"""Packages that flows are made of; the versions of those that are loaded go into the record of a certificate."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +45,41 @@ class ForeignFlow:
         The proposal.
     training_seconds
         What its training took, where its module says so (``TRAINING_SECONDS``); None where that is not known.
+    versions
+        Versions of the packages that it may be made of.
     """
 
     proposal: Proposal
     training_seconds: float | None
+    versions: Mapping[str, str]
 
 
 def is_reference(flow: Path) -> bool:
-    """Return whether a path is a reference to a Python object, and not a file."""
+    """Return whether a path is a reference to a Python object, and not a file.
+
+    Raises
+    ------
+    FlowFileError
+        If it is a Python file without a name of something in it.
+    """
+    if flow.suffix == ".py":
+        raise FlowFileError(
+            got=f"{flow}, a Python file",
+            expected="a flow file, or the name of a flow in a Python file",
+            fix=f"say which: {flow}:NAME",
+        )
     return ":" in flow.name and not flow.exists()
+
+
+def loaded_versions() -> dict[str, str]:
+    """Return the versions of the packages of `LIBRARIES` that are loaded."""
+    found = {}
+    distributions = packages_distributions()
+    for name in LIBRARIES:
+        if name in sys.modules:
+            with suppress(PackageNotFoundError):
+                found[name] = version(distributions.get(name, [name])[0])
+    return found
 
 
 def read_reference(flow: Path, theory: Theory | None = None) -> ForeignFlow:
@@ -63,13 +98,15 @@ def read_reference(flow: Path, theory: Theory | None = None) -> ForeignFlow:
         If there is no such file or name, or the code fails.
     ParameterError
         If the object is neither a proposal nor a flow that an adapter knows.
+    LatticeMismatchError, TheoryMismatchError
+        If the proposal is for fields of another shape or space than the theory's.
     FlowmcError
         As the adapter says.
     """
     place, _, name = str(flow).rpartition(":")
     module = _import(place)
     if not hasattr(module, name):
-        public = sorted(key for key in vars(module) if not key.startswith("_"))
+        public = sorted(key for key, one in vars(module).items() if _is_candidate(key, one, module))
         raise FlowFileError(got=f"{flow}: no {name!r} in {place}", expected=f"one of {public}", fix="correct the name")
     found = getattr(module, name)
     # Not classes, and not flows that can be called, as modules of torch can.
@@ -78,6 +115,10 @@ def read_reference(flow: Path, theory: Theory | None = None) -> ForeignFlow:
     seconds = getattr(module, SECONDS, None)
     if callable(seconds):
         seconds = _called(seconds, flow)
+    if not (seconds is None or (isinstance(seconds, int | float) and 0 <= seconds < inf)):
+        raise FlowFileError(
+            got=f"{SECONDS} = {seconds!r} in {place}", expected="seconds, a number or a function", fix="correct it"
+        )
     if not isinstance(found, Proposal):
         if theory is None:
             raise ParameterError(
@@ -86,7 +127,31 @@ def read_reference(flow: Path, theory: Theory | None = None) -> ForeignFlow:
                 fix="wrap the flow in its module; without a run description the shape of a configuration is not known",
             )
         found = adapted(found, event_shape=theory.field_shape, space=theory.space.name)
-    return ForeignFlow(found, None if seconds is None else float(seconds))
+    if theory is not None:
+        _check_fits(found, theory, flow)
+    return ForeignFlow(found, None if seconds is None else float(seconds), loaded_versions())
+
+
+def _check_fits(found: Proposal, theory: Theory, flow: Path) -> None:
+    if tuple(found.metadata.event_shape) != tuple(theory.field_shape):
+        raise LatticeMismatchError(
+            got=f"{flow}, a proposal of fields of shape {tuple(found.metadata.event_shape)}",
+            expected=f"{tuple(theory.field_shape)}, the field of {theory}",
+            fix="correct `event_shape`, or [theory]; an adapter puts sites in a row onto the lattice",
+        )
+    if found.metadata.space != theory.space.name:
+        raise TheoryMismatchError(
+            got=f"{flow}, a proposal of {found.metadata.space} fields",
+            expected=f"{theory.space.name} fields, those of {theory}",
+            fix="correct `space` of the adapter, or [theory]",
+        )
+
+
+def _is_candidate(name: str, value: Any, module: ModuleType) -> bool:
+    """Return whether a name may be meant: not private, and not imported from elsewhere."""
+    if name.startswith("_") or isinstance(value, ModuleType | type):
+        return False
+    return not inspect.isfunction(value) or value.__module__ == module.__name__
 
 
 def _import(place: str) -> ModuleType:
@@ -94,11 +159,15 @@ def _import(place: str) -> ModuleType:
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
         raise FlowFileError(got=f"no file {place}", expected="a Python file", fix="check the path before the colon")
+    # As for a script that is run: what lies beside the file, or in the current folder, can be imported.
+    folder = str(path.resolve().parent) if is_file else str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         return _module_of_file(path) if is_file else importlib.import_module(place)
     except FlowmcError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(place, error) from error
 
 
@@ -125,11 +194,11 @@ def _called(function: Any, flow: Path) -> Any:
         return function()
     except FlowmcError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(str(flow), error) from error
 
 
-def _failed(what: str, error: Exception) -> FlowFileError:
+def _failed(what: str, error: BaseException) -> FlowFileError:
     return FlowFileError(
         got=f"{what}, which fails with {type(error).__name__}: {error}",
         expected="a Python object: a proposal, a flow, or a function without arguments that returns one",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -87,8 +88,22 @@ def bijx_flow() -> Proposal:
     import bijx
     from flax import nnx
 
+    class Pointwise(bijx.Bijection):  # type: ignore[misc]
+        """A map with a function for an attribute."""
+
+        def __init__(self) -> None:
+            self.function = jax.nn.gelu
+
+        def forward(self, x: jax.Array, log_density: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return 2 * x, log_density - SIZE * jnp.log(2.0)
+
+        def reverse(self, x: jax.Array, log_density: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return x / 2, log_density + SIZE * jnp.log(2.0)
+
     base = bijx.IndependentNormal(event_shape=SHAPE, rngs=nnx.Rngs(0))
-    return proposal(bijx.Transformed(base, bijx.FreeTheoryScaling(1.0, SHAPE)), event_shape=SHAPE)
+    return proposal(
+        bijx.Transformed(base, bijx.Chain(bijx.FreeTheoryScaling(1.0, SHAPE), Pointwise())), event_shape=SHAPE
+    )
 
 
 def nfmodel_flow() -> Proposal:
@@ -209,6 +224,86 @@ def test_functions_are_told_apart_by_code_and_by_what_they_close_over() -> None:
 def test_neighbours_are_told_apart(one: Any, other: Any) -> None:
     assert digest(one) == digest(one)
     assert digest(one) != digest(other)
+
+
+def executed(source: str) -> dict[str, Any]:
+    """Run code as a user's module; its functions and classes are his own."""
+    module: dict[str, Any] = {"__name__": "a_users_module"}
+    exec(source, module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "class Flow:\n    def forward(self, x):\n        return x + 1\nflow = Flow()",
+            "class Flow:\n    def forward(self, x):\n        return x - 1\nflow = Flow()",
+        ),
+        (
+            "class Flow:\n    scale = 1.0\n    def forward(self, x):\n        return self.scale * x\nflow = Flow()",
+            "class Flow:\n    scale = 2.0\n    def forward(self, x):\n        return self.scale * x\nflow = Flow()",
+        ),
+        (
+            "class Flow:\n    @property\n    def width(self):\n        return 1\nflow = Flow()",
+            "class Flow:\n    @property\n    def width(self):\n        return 2\nflow = Flow()",
+        ),
+        ("weight = 1.0\ndef flow(x):\n    return weight * x", "weight = 2.0\ndef flow(x):\n    return weight * x"),
+        (
+            "def inner(x):\n    return x\ndef flow(x):\n    return [inner(y) for y in x]",
+            "def inner(x):\n    return -x\ndef flow(x):\n    return [inner(y) for y in x]",
+        ),
+        (
+            "def flow(x):\n    return getattr(x, 'sin')()",
+            "def flow(x):\n    return getattr(x, 'cos')()",
+        ),
+    ],
+    ids=["method", "attribute", "property", "global", "called", "text"],
+)
+def test_code_of_a_user_counts(one: str, other: str) -> None:
+    assert digest(executed(one)["flow"]) == digest(executed(one)["flow"])
+    assert digest(executed(one)["flow"]) != digest(executed(other)["flow"])
+
+
+def test_attributes_of_scripted_modules_count() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale * x
+
+    def scripted(scale: float) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.script(Scaled(scale))
+
+    assert digest(scripted(2.0)) == digest(scripted(2.0)) != digest(scripted(3.0))
+
+
+def test_masks_of_bijx_count() -> None:
+    import bijx
+    from flax import nnx
+
+    def flow(parity: bool) -> str:
+        mask = bijx.checker_mask(SHAPE, parity)
+        base = bijx.IndependentNormal(event_shape=SHAPE, rngs=nnx.Rngs(0))
+        layer = bijx.Chain(bijx.FreeTheoryScaling(1.0, SHAPE))
+        layer.mask = mask
+        return proposal(bijx.Transformed(base, layer), event_shape=SHAPE).metadata.fingerprint
+
+    assert flow(True) == flow(True) != flow(False)
+
+
+def test_size_of_chunks_counts() -> None:
+    with torch.random.fork_rng(devices=[]):
+        module = AffineCoupling()
+        sizes = {
+            proposal(module, event_shape=SHAPE, adapter="torch_module", largest_batch=n).metadata.fingerprint
+            for n in (64, 128)
+        }
+    assert len(sizes) == 2
 
 
 def test_circles_end() -> None:

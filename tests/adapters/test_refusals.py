@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from benchmarks.adapter_flows import AffineCoupling, Setting, Velocity, sampler_
 from flowmc.errors import CertificateError, LatticeMismatchError, ParameterError
 from flowmc.kernels import HMC, Cycle, FlowProposals, Independence, Trajectories
 from flowmc.proposals import Certificate, Proposal, certify
+from flowmc.proposals.requirement import require_certificate
 from flowmc.sampling import MemoryStore, SamplingPlan, sample
 from flowmc_adapters import proposal
 
@@ -310,6 +312,153 @@ class TestDraws:
             proposal(buffered, event_shape=SHAPE)
 
 
+class TestSeeds:
+    """A sampler must draw from the generator of the call, whatever else it could draw from."""
+
+    def test_generator_of_its_own(self, coupling: AffineCoupling) -> None:
+        generator = torch.Generator()
+
+        def sampler(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+            latent = torch.randn(n, SIZE, dtype=torch.float64, generator=generator.manual_seed(7))
+            field, log_det = coupling(latent)
+            return field, white_noise(latent) - log_det
+
+        found = proposal((sampler, pair(coupling)[1]), event_shape=SHAPE, adapter="torch_callables", weights=coupling)
+        assert failed(found) == {"other seeds, other draws"}
+
+    def test_numpy_baked_into_compiled_code(self) -> None:
+        import jax.numpy as jnp
+        from jax.scipy.stats import norm
+
+        def sampler(key: Any, n: int) -> Any:  # noqa: ARG001 - the mistake
+            return jnp.asarray(np.random.default_rng().standard_normal((n, SIZE)))
+
+        def log_prob(field: Any) -> Any:
+            return norm.logpdf(field).sum(1)
+
+        found = proposal((sampler, log_prob), event_shape=SHAPE, adapter="jax_callables")
+        assert "other seeds, other draws" in failed(found)
+
+    def test_rows_that_are_drawn_twice(self, coupling: AffineCoupling) -> None:
+        sampler, log_prob = pair(coupling)
+
+        def twice(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+            field, log_q = sampler(-(-n // 2))
+            return field.repeat(2, 1)[:n], log_q.repeat(2)[:n]
+
+        found = proposal((twice, log_prob), event_shape=SHAPE, adapter="torch_callables", weights=coupling)
+        assert failed(found) == {"other seeds, other draws"}
+
+
+class TestWhatIsSaid:
+    def test_options_that_are_none(self, coupling: AffineCoupling) -> None:
+        from flowjax.distributions import Normal
+
+        for wrong, told in (
+            ({"dtyp": "float64"}, "did you mean 'dtype'"),
+            ({"full_suport": False}, "did you mean 'full_support'"),
+            ({"space": "reel"}, "space"),
+            ({"largest_batch": 0}, "largest_batch"),
+            ({"log_q_bound": "x"}, "log_q_bound"),
+            ({"dtype": "float99"}, "float32"),
+        ):
+            options: dict[str, Any] = wrong
+            for flow, adapter in ((coupling, "torch_module"), (Normal(np.zeros(SIZE)), "flowjax")):
+                with pytest.raises(ParameterError, match=told):
+                    proposal(flow, event_shape=SHAPE, adapter=adapter, **options)
+
+    def test_shapes_that_are_none(self, coupling: AffineCoupling) -> None:
+        for shape in ("42", (4.9, 2), 4, (), (4, 0)):
+            with pytest.raises(ParameterError, match="event_shape"):
+                proposal(coupling, event_shape=shape, adapter="torch_module")
+        # As many sites, but another lattice.
+        base = Independent(Normal(torch.zeros(2, 4).double(), 1.0), 2)
+        with pytest.raises(LatticeMismatchError, match="2, 4"):
+            proposal(base, event_shape=SHAPE, adapter="torch_distributions")
+
+    def test_type_is_the_coarser_one_that_is_drawn_in(self) -> None:
+        import jax.numpy as jnp
+
+        base = Normal(torch.zeros(SIZE), 1.0)
+        half = (lambda n: (base.sample((n,)), torch.zeros(n).half()), lambda x: base.log_prob(x).sum(1))
+        with pytest.raises(ParameterError, match="float16"):
+            proposal(half, event_shape=SHAPE, adapter="torch_callables")
+        mixed = (lambda n: (base.sample((n,)).double(), torch.zeros(n)), lambda x: base.log_prob(x).sum(1))
+        assert proposal(mixed, event_shape=SHAPE, adapter="torch_callables").metadata.dtype == "float32"
+
+        def coarse(kind: str) -> Any:
+            functions = (lambda key, n: jnp.zeros((n, SIZE), kind), lambda x: x.sum(1))  # noqa: ARG005
+            return proposal(functions, event_shape=SHAPE, adapter="jax_callables").metadata.dtype
+
+        assert coarse("float32") == "float32"
+        with pytest.raises(ParameterError, match="float16"):
+            coarse("float16")
+
+    def test_functions_that_fail(self) -> None:
+        def fails(*_: Any) -> Any:
+            raise KeyError("weights")
+
+        for adapter in ("torch_callables", "jax_callables"):
+            with pytest.raises(ParameterError, match="KeyError"):
+                proposal((fails, fails), event_shape=SHAPE, adapter=adapter)
+            with pytest.raises(ParameterError, match="pair of functions"):
+                proposal(fails, event_shape=SHAPE, adapter=adapter)
+        with pytest.raises(ParameterError, match="torch_callables"):
+            proposal(fails, event_shape=SHAPE, adapter="torch_module")
+
+    def test_fields_of_another_shape(self, coupling: AffineCoupling) -> None:
+        found = proposal(coupling, event_shape=SHAPE, adapter="torch_module")
+        with pytest.raises(LatticeMismatchError):
+            found.log_prob(np.zeros((3, 5, 2)))
+        assert found.log_prob(np.zeros((0, *SHAPE))).shape == (0,)
+        for n in (0, -1, 2.5):
+            with pytest.raises(ParameterError, match="draws"):
+                found.sample(1, n)  # type: ignore[arg-type]
+
+    def test_too_few_rows(self) -> None:
+        base = Normal(torch.zeros(SIZE).double(), 1.0)
+        one = (lambda n: (base.sample((1,)), torch.zeros(n).double()), lambda x: base.log_prob(x).sum(1))
+        found = proposal(one, event_shape=SHAPE, adapter="torch_callables")
+        with pytest.raises(LatticeMismatchError, match="1 events where 5"):
+            found.sample(1, 5)
+
+    def test_user_keeps_the_flow_as_it_is(self) -> None:
+        module = AffineCoupling()
+        torch.nn.utils.parametrizations.weight_norm(module.first[0])
+        module(torch.zeros(1, SIZE))
+        found = proposal(module, event_shape=SHAPE, adapter="torch_module", dtype="float64")
+        assert found.metadata.dtype == "float64"
+        assert all(part.requires_grad and part.dtype == torch.float32 for part in module.parameters())
+        assert module.training
+
+    def test_not_a_number_of_flowjax(self) -> None:
+        from flowjax.distributions import Normal as FlowjaxNormal
+
+        found = proposal(FlowjaxNormal(np.zeros(SIZE)), event_shape=SHAPE)
+        field = np.zeros((2, *SHAPE))
+        field[1, 0, 0] = np.nan
+        log_q = found.log_prob(field)
+        assert np.isfinite(log_q[0])
+        assert np.isnan(log_q[1])
+
+
+class TestCertificates:
+    def test_of_less_support_is_no_other(self, coupling: AffineCoupling) -> None:
+        build = partial(proposal, coupling, event_shape=SHAPE, adapter="torch_module")
+        certificate = certificate_of(build(full_support=False))
+        require_certificate(certificate, build(full_support=False))
+        with pytest.raises(CertificateError, match="full_support"):
+            require_certificate(certificate, build())
+        with pytest.raises(CertificateError, match="without checks"):
+            Certificate("0", "float64", ()).require()
+
+    def test_numbers_of_draws(self, coupling: AffineCoupling) -> None:
+        found = proposal(coupling, event_shape=SHAPE, adapter="torch_module")
+        for name in ("n_finite", "n_compare", "n_jacobian"):
+            with pytest.raises(ParameterError, match=name):
+                certify(found, 1, **{name: 0})
+
+
 class TestSmallSupport:
     """A spline on a box: the identity outside it, over a base that never draws there."""
 
@@ -330,6 +479,19 @@ class TestSmallSupport:
     def test_is_refused_unless_it_is_said(self) -> None:
         assert "own word: q > 0 everywhere" in failed(self.flow())
         assert failed(self.flow(full_support=False)) == set()
+
+    def test_not_a_number_outside_is_no_support_either(self) -> None:
+        class Box(torch.nn.Module):
+            def forward(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                field = 0.6 * torch.tanh(0.8 * latent)
+                return field, torch.log(0.48 * (1 - torch.tanh(0.8 * latent) ** 2)).sum((1, 2))
+
+            def inverse(self, field: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                latent = torch.atanh(field / 0.6) / 0.8
+                return latent, -torch.log(0.48 * (1 - (field / 0.6) ** 2)).sum((1, 2))
+
+        found = proposal(Box(), event_shape=SHAPE, adapter="torch_module", dtype="float64")
+        assert failed(found) == {"own word: q > 0 everywhere"}
 
     def test_alone_is_refused_and_in_a_hybrid_counted(self, test_seed: int) -> None:
         found = self.flow(full_support=False)

@@ -77,6 +77,18 @@ def wrong():
 def broken():
     raise OSError("no weights here")
 
+def leaves():
+    raise SystemExit(0)
+
+def elsewhere():
+    base = torch.distributions.Normal(torch.zeros(2, 4, dtype=torch.float64), 0.45)
+    functions = (lambda n: base.sample((n,)), lambda x: base.log_prob(x).sum((1, 2)))
+    return torch_callables.proposal(functions, event_shape=(2, 4))
+
+def spins():
+    coins = (lambda n: 2 * torch.bernoulli(torch.full((n, 4, 2), 0.5).double()) - 1, lambda s: s.sum((1, 2)) * 0 - 5.545)
+    return torch_callables.proposal(coins, event_shape=(4, 2), space="spin")
+
 distribution = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(8).double(), 0.45), 1)
 number = 17
 '''
@@ -206,6 +218,10 @@ class TestRecords:
         ("flows.py:number", "a flow of class builtins.int"),
         ("flows.py:raw", "torch_module"),
         ("syntax.py:proposal", "SyntaxError"),
+        ("flows.py", "flows.py:NAME"),
+        ("flows.py:leaves", "SystemExit"),
+        ("flows.py:elsewhere", "(2, 4)"),
+        ("flows.py:spins", "spin fields"),
     ],
 )
 def test_wrong_references(files: Path, invoke: Callable[..., Any], reference: str, told: str) -> None:
@@ -234,3 +250,54 @@ def test_global_generator_is_left_alone(files: Path, invoke: Callable[..., Any])
     before = torch.random.get_rng_state()
     assert invoke("certify", f"{files}/flows.py:proposal").exit_code == 0
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_file_imports_its_neighbour(files: Path, invoke: Callable[..., Any]) -> None:
+    (files / "neighbour_of_flows.py").write_text(MODULE)
+    (files / "user.py").write_text("from neighbour_of_flows import proposal\n")
+    record = files / "new" / "folder" / "record.json"
+    made = invoke("certify", f"{files}/user.py:proposal", "--save", record)
+    assert made.exit_code == 0, made.output
+    assert record.is_file()
+
+
+def test_training_seconds_that_are_none(files: Path, invoke: Callable[..., Any]) -> None:
+    (files / "flows.py").write_text(MODULE + "\nTRAINING_SECONDS = 'ten'\n")
+    result = invoke("certify", f"{files}/flows.py:proposal")
+    assert result.exit_code == 1
+    assert "TRAINING_SECONDS" in plain(result.output)
+
+
+def test_type_is_not_that_of_the_command_line(files: Path, invoke: Callable[..., Any]) -> None:
+    result = invoke("certify", f"{files}/flows.py:proposal", "--precision", "float32")
+    assert result.exit_code == 1
+    assert "has its own" in plain(result.output)
+
+
+def test_edited_code_is_another_flow(files: Path, invoke: Callable[..., Any]) -> None:
+    code = (
+        MODULE
+        + """
+from flowmc_adapters import torch_module
+
+def scaled():
+    return torch_module.proposal(Noise(), event_shape=(4, 2))
+"""
+    )
+    (files / "flows.py").write_text(code)
+    record, output = files / "record.json", files / "ens.h5"
+    assert invoke("certify", f"{files}/flows.py:scaled", "--save", record).exit_code == 0
+    other = files / "edited.py"
+    other.write_text(code.replace("return self.width * z, 8 *", "return self.width * z.flip(1), 8 *"))
+    result = invoke(
+        "sample", files / "run.toml", "--flow", f"{other}:scaled", "--output", output, "--certificate", record
+    )
+    assert result.exit_code == 1
+    assert "fingerprint" in plain(result.output)
+
+
+def test_versions_of_the_flows_library_are_recorded(files: Path, invoke: Callable[..., Any]) -> None:
+    (files / "flows.py").write_text("import zuko\n" + MODULE)
+    record = files / "record.json"
+    assert invoke("certify", f"{files}/flows.py:proposal", "--save", record).exit_code == 0
+    assert "zuko" in json.loads(record.read_text())["versions"]

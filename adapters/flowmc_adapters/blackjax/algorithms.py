@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from flowmc.arrays import require_x64
-from flowmc.errors import ParameterError
+from flowmc.errors import LatticeMismatchError, ParameterError
 from flowmc.kernels import Phase, accept, log_ratio
 from flowmc.kernels.hmc import check_integrator, trajectory
 from flowmc.proposals import DeviceProposal, Proposal, on_device
@@ -184,7 +184,13 @@ fields with unit masses and an integrator of `flowmc.kernels.INTEGRATORS`; ``ini
 
 
 def _log_prob(device: DeviceProposal, position: jax.Array) -> jax.Array:
-    return device.device_log_prob(position[None])[0]
+    if tuple(jnp.shape(position)) != tuple(device.metadata.event_shape):
+        raise LatticeMismatchError(
+            got=f"a position of shape {tuple(jnp.shape(position))}",
+            expected=f"{tuple(device.metadata.event_shape)}, one field of the flow",
+            fix="start from a field of this lattice, or use a flow that was built for it",
+        )
+    return device.device_log_prob(jnp.asarray(position)[None])[0]
 
 
 def _independence_init(
@@ -255,6 +261,12 @@ def _hybrid_kernel(
     proposal: Proposal, *, trajectories: int = 1, proposals: int = 4, integrator: str = "minimum_norm"
 ) -> Kernel:
     device = on_device(proposal)
+    if trajectories < 1 or proposals < 1:
+        raise ParameterError(
+            got=f"trajectories = {trajectories}, proposals = {proposals}",
+            expected="at least one of each in a step",
+            fix="take `hmc` or `independence` for one of them alone",
+        )
     if proposal.metadata.space != "real":
         raise ParameterError(
             got=f"a flow of {proposal.metadata.space} fields for a hybrid with HMC of real ones",

@@ -135,6 +135,8 @@ class ListedAlgorithm:
 COUNTS = ("num_integration_steps", "max_num_doublings", "max_num_steps")
 FIXED = ("max_num_doublings", "max_num_steps")
 """Parameters on which the sizes of arrays in the compiled code depend."""
+RANDOM_LENGTHS = ("dhmc", "dmhmc", "adjusted_mclmc_dynamic")
+"""Algorithms whose number of steps is the scale of a random one, and need not be whole."""
 LARGEST = {"alpha": 1.0}
 ANY_SIGN = ("mean",)
 BY_SITE = ("inverse_mass_matrix", "mean", "cov")
@@ -143,7 +145,12 @@ BY_SITE = ("inverse_mass_matrix", "mean", "cov")
 
 def _checked(algorithm: str, name: str, value: Any, n_sites: int) -> float | NDArray[np.float64]:
     """Return a parameter as a number, or as an array where it is one."""
-    array = np.asarray(value, dtype=np.float64)
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(
+            got=f"{name} = {value!r} of blackjax.{algorithm}", expected="a number", fix=f"correct `{name}`"
+        ) from error
     if array.ndim and not (name in BY_SITE and array.shape == (n_sites,)):
         raise ParameterError(
             got=f"{name} of shape {array.shape} of blackjax.{algorithm}",
@@ -152,8 +159,11 @@ def _checked(algorithm: str, name: str, value: Any, n_sites: int) -> float | NDA
         )
     usable = bool(np.isfinite(array).all()) and (name in ANY_SIGN or bool((array > 0).all()))
     usable = usable and bool((array <= LARGEST.get(name, np.inf)).all())
-    if not usable or (name in COUNTS and array.ndim == 0 and float(array) < 1):
-        wanted = "at least 1" if name in COUNTS else "finite" if name in ANY_SIGN else "finite and above zero"
+    whole = algorithm in RANDOM_LENGTHS or not bool((array % 1).any())
+    if not usable or (name in COUNTS and not (bool((array >= 1).all()) and whole)):
+        wanted = "finite" if name in ANY_SIGN else "finite and above zero"
+        if name in COUNTS:
+            wanted = "a whole number, at least 1"
         at_most = f", at most {LARGEST[name]:g}" if name in LARGEST else ""
         raise ParameterError(
             got=f"{name} = {value} of blackjax.{algorithm}", expected=wanted + at_most, fix=f"correct `{name}`"

@@ -115,7 +115,7 @@ class Pilot:
         kernel
             What is tuned.
         parameters
-            First guesses, and those parameters that stay.
+            First guesses (of the step size for window and chees, of the mass matrix for window), and those that stay.
         key
             Typed JAX key.
         field
@@ -220,6 +220,7 @@ def _window(
         warmup = blackjax.window_adaptation(
             _AdaptableAlgorithm(kernel, target, parameters, init_key),
             target.logdensity_fn,
+            initial_inverse_mass_matrix=jnp.broadcast_to(parameters.get("inverse_mass_matrix", 1.0), position.shape),
             initial_step_size=parameters["step_size"],
             target_acceptance_rate=pilot.target_acceptance,
             adaptation_info_fn=_nothing,
