@@ -99,7 +99,7 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
     Returns
     -------
     ``path, size_bytes, format_version, creator_version, created_at, theory, action, lattice_size,
-    boundary_conditions, convention, log_q, certificate, checksums`` and ``streams``, a list with one dictionary per stream:
+    boundary_conditions, convention, log_q, certificate, checksums`` and ``streams``, a list with one dictionary each:
     ``algorithm, chains, configurations`` (of each chain), ``updates, acceptance`` (by proposal kind: ``rate, accepted,
     proposed``), ``finished, checksums, attributes`` (those set after creation) and more. ``checksums`` is ``"ok"``,
     ``"not checked"`` or says what is wrong; ``log_q`` has the fields of `LogQAccuracy`, or is ``None`` without a flow;

@@ -379,7 +379,7 @@ class TestWhatIsSaid:
     def test_type_is_the_coarser_one_that_is_drawn_in(self) -> None:
         import jax.numpy as jnp
 
-        base = Normal(torch.zeros(SIZE), 1.0)
+        base: Any = Normal(torch.zeros(SIZE), 1.0)
         half = (lambda n: (base.sample((n,)), torch.zeros(n).half()), lambda x: base.log_prob(x).sum(1))
         with pytest.raises(ParameterError, match="float16"):
             proposal(half, event_shape=SHAPE, adapter="torch_callables")
@@ -416,7 +416,7 @@ class TestWhatIsSaid:
                 found.sample(1, n)  # type: ignore[arg-type]
 
     def test_too_few_rows(self) -> None:
-        base = Normal(torch.zeros(SIZE).double(), 1.0)
+        base: Any = Normal(torch.zeros(SIZE).double(), 1.0)
         one = (lambda n: (base.sample((1,)), torch.zeros(n).double()), lambda x: base.log_prob(x).sum(1))
         found = proposal(one, event_shape=SHAPE, adapter="torch_callables")
         with pytest.raises(LatticeMismatchError, match="1 events where 5"):
