@@ -7,12 +7,12 @@ log q(x) − log q(y), old minus new; with the other sign a chain settles at ano
 A proposal is independent of the walkers, so there is no stretch along differences of walkers and no need of twice as
 many of them as dimensions: a lattice field of thousands of sites can have four walkers.
 
-**Resuming.** emcee stores the state of its generator with every step and nothing of a move. `FlowMove` is built for that:
-the seed of each batch of draws is one integer from emcee's own generator, and log q of the walkers is computed anew
-where it is not known. With one step in a batch (the default) a run that goes on from an `emcee.backends.HDFBackend`
-therefore repeats the uninterrupted one, up to the rounding between the flow's two passes. With more steps in a batch the
-draws that were left over are gone; the resumed run is another realisation of the same chain, since draws are given up
-without a look at them.
+**Resuming.** emcee stores the state of its generator with every step and nothing of a move. `FlowMove` is built for
+that: the seed of each batch of draws is one integer from emcee's own generator, and log q of the walkers is computed
+anew where it is not known. With one step in a batch (the default) a run that goes on from an
+`emcee.backends.HDFBackend` (in float64) therefore repeats the uninterrupted one, up to the rounding between the flow's
+two passes. With more steps in a batch the draws that were left over are gone; the resumed run is another realisation of
+the same chain, since draws are given up without a look at them.
 """
 
 from __future__ import annotations

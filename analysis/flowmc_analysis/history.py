@@ -108,6 +108,12 @@ def read_history(streams: Sequence[Stream]) -> History:
     """
     parts = [_read_columns(stream) for stream in streams]
     first = parts[0]
+    if any(part.energy_kinds != first.energy_kinds for part in parts):
+        raise AnalysisError(
+            got="streams of which some have energies of trajectories and others do not",
+            expected="the same kernel in streams that are analysed together",
+            fix="analyse them one by one with streams=[k]",
+        )
     for index, part in enumerate(parts):
         if part.kinds.shape != first.kinds.shape or np.any(part.kinds != first.kinds):
             raise AnalysisError(

@@ -72,7 +72,9 @@ class Cycle:
         kinds = [member.kind for member in self.members]
         if not kinds or len(set(kinds)) < len(kinds):
             raise ParameterError(
-                got=f"a cycle of {kinds}", expected="one or more kernels of different kinds", fix="merge equal kernels"
+                got=f"a cycle of {kinds}",
+                expected="one or more kernels of different kinds",
+                fix="merge equal kernels" if kinds else "give at least one kernel something to do",
             )
 
         for member in self.members:

@@ -132,9 +132,10 @@ class DensityTheory(SmoothTheory):
                 expected="a pure JAX function: jax.numpy operations, no NumPy, no `if` on values",
                 fix="write it with jax.numpy, or use a CallableTheory, which takes NumPy functions (and has no force)",
             ) from error
-        if returned.shape != (2,):
+        shape = getattr(returned, "shape", None)
+        if shape != (2,):
             raise LatticeMismatchError(
-                got=f"a log density of shape {returned.shape} from {self.label!r} for two positions {self.shape}",
+                got=f"a log density of shape {shape} from {self.label!r} for two positions {self.shape}",
                 expected="one number for each position",
                 fix="sum over all axes" + (" but the first" if self.batched else " of the position"),
             )
@@ -221,6 +222,10 @@ class DensityTheory(SmoothTheory):
 
 def _extents(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape as a tuple of positive integers; without neighbours, one site in a direction is possible."""
+    if not isinstance(shape, Sequence):
+        raise ParameterError(
+            got=f"shape = {shape!r}", expected="the shape of one position, for example (8, 8)", fix="correct `shape`"
+        )
     extents = tuple(shape)
     integral = all(isinstance(extent, int | np.integer) and not isinstance(extent, bool) for extent in extents)
     if not integral or prod(extents) < 1 or min(extents, default=1) < 1:

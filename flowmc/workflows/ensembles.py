@@ -253,6 +253,12 @@ def _check_same_run(found: Ensemble, theory: Theory, wanted: dict[str, Any]) -> 
     old = {key: getattr(stream, key) for key in wanted if key != parameters} | _flat(dict(stream.algorithm_parameters))
     new = {key: value for key, value in wanted.items() if key != parameters} | _flat(wanted[parameters])
     different = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if "converted_from" in found.description.run:
+        raise RunExistsError(
+            got="an ensemble that was converted from another program's file",
+            expected="one that a run of flowmc began",
+            fix="start another ensemble from its last state: `start_from` in [sampling]",
+        )
     if different:
         raise RunExistsError(
             got=f"an ensemble with {', '.join(f'{key} = {old.get(key)!r}' for key in different)}",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowmc.errors import ParameterError
+from flowmc.errors import LatticeMismatchError, ParameterError
 from flowmc.proposals import DeviceProposal, Proposal
 from flowmc.testing import ExactStart, GaussianProposal, exact_start_scores
 from flowmc.theories import FreeScalar
@@ -153,6 +153,17 @@ class TestFields:
     def test_unknown_integrator_is_refused(self) -> None:
         with pytest.raises(ParameterError, match="integrator"):
             hmc(skewed, 0.1, 1, integrator="euler")
+
+    def test_positions_of_another_shape_are_refused(self) -> None:
+        flow = GaussianProposal((4, 2), 0.5)
+        for algorithm in (independence(skewed, flow), hybrid(skewed, flow, 0.1, 2)):
+            with pytest.raises(LatticeMismatchError, match="position"):
+                algorithm.init(jnp.zeros((2, 4)))
+
+    def test_hybrids_of_one_kind_alone_are_refused(self) -> None:
+        for numbers in ({"proposals": 0}, {"trajectories": 0}):
+            with pytest.raises(ParameterError, match="at least one"):
+                hybrid(skewed, GaussianProposal((4, 2), 0.5), 0.1, 2, **numbers)
 
 
 CASES: dict[str, tuple[SamplingAPI, tuple[Any, ...], dict[str, Any]]] = {

@@ -362,6 +362,26 @@ TABLES: dict[str, Any] = {
 }
 
 
+def test_counts_are_whole() -> None:
+    for name, wrong in (("hmc", {"num_integration_steps": 2.7}), ("nuts", {"max_num_doublings": 2.5})):
+        with pytest.raises(ParameterError, match="whole"):
+            BlackJAXUpdates.build(FREE, name, 1, 1, wrong)
+    with pytest.raises(ParameterError, match="step_size = 'x'"):
+        BlackJAXUpdates.build(FREE, "hmc", 1, 1, {"step_size": "x"})
+
+
+def test_first_guess_of_the_mass_matrix_is_used() -> None:
+    field = FREE.draw(np.random.default_rng(1), 4)
+    guesses = (1.0, np.linspace(0.1, 5.0, 8))
+    found = [
+        BlackJAXUpdates.build(FREE, "hmc", 1, 1, {"inverse_mass_matrix": guess}, pilot=Pilot("window", 20))
+        .piloted(field)[0]
+        .used["inverse_mass_matrix"]
+        for guess in guesses
+    ]
+    assert not np.array_equal(found[0], found[1])
+
+
 class TestDescription:
     @staticmethod
     def tables(**changed: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from numpyro.infer.util import initialize_model
 
 import flowmc
+from flowmc.arrays import LARGEST_PIECE, in_pieces
 from flowmc.errors import (
     CertificateError,
     ConfigError,
@@ -69,6 +70,27 @@ def power(i: int, exponent: int) -> Callable[[Array], Array]:
         return values
 
     return measured
+
+
+def gumbel(position: jax.Array) -> jax.Array:
+    """A density on which JAX 0.10.2 goes wrong in batches of more than 16384: a small matrix times each position."""
+    along = jnp.asarray(MATRIX) @ position
+    return -jnp.sum(along + jnp.exp(-along))
+
+
+def test_large_batches_are_right() -> None:
+    field = np.random.default_rng(1).standard_normal((20_000, 3))
+    along = field @ MATRIX.T
+    theory = DensityTheory((3,), gumbel)
+    np.testing.assert_allclose(theory.action(field), (along + np.exp(-along)).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(theory.force(field), (np.exp(-along) - 1) @ MATRIX, rtol=1e-10, atol=1e-12)
+
+
+def test_pieces_are_the_whole() -> None:
+    field = jnp.asarray(np.random.default_rng(2).standard_normal((2 * LARGEST_PIECE + 5, 2)))
+    whole, part = jax.jit(lambda x: in_pieces(lambda one: (2 * one, one.sum(1)), x))(field)
+    np.testing.assert_array_equal(whole, 2 * field)
+    np.testing.assert_array_equal(part, field.sum(1))
 
 
 class DensityContract(SmoothTheoryContract):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowmc.errors import NonFiniteError, ParameterError
+from flowmc.errors import NonFiniteError, ParameterError, StateError
 from flowmc.kernels import HMC, Cycle, FlowProposals, Independence, Trajectories
 from flowmc.sampling import MemoryStore, SamplingPlan, Store, sample
 from flowmc.testing import GaussianProposal, StoreContract
@@ -294,6 +294,22 @@ def test_broken_action_stops_the_run_before_its_block_is_stored() -> None:
     with pytest.raises(NonFiniteError, match="action"):
         sample(broken, SamplingPlan(4, 9, 0, 0, 3), store, start())
     assert len(store.blocks) == 1
+
+
+class LateSlip(LateNaN):
+    """HMC that keeps another action than that of its fields from the fifth cycle on, as miscompiled code does."""
+
+    def run(self, cycle: int, index: int, state: Any, prepared: Any) -> Any:
+        state, updates = self._inner.run(cycle, index, state, prepared)
+        return (state._replace(action=state.action + 1e-3) if cycle == 4 else state), updates
+
+
+def test_action_of_another_field_stops_the_run_before_its_block_is_stored() -> None:
+    store = MemoryStore()
+    broken = Cycle(THEORY, (LateSlip(cycle_of("hmc").members[0]),))  # type: ignore[arg-type]
+    with pytest.raises(StateError, match="4 of 4 chains"):
+        sample(broken, SamplingPlan(4, 10, 0, 0, 5), store, start())
+    assert not store.blocks
 
 
 def test_wrong_number_of_starting_fields_is_refused() -> None:

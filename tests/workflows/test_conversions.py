@@ -219,6 +219,29 @@ class TestRefusals:
         with pytest.raises(TheoryMismatchError):
             ensemble_from_emcee(tmp_path / "stored.h5", FreeScalar((4, 2), 1.21), tmp_path / "other.h5")
 
+    def test_single_precision_on_the_command_line(self, tmp_path: Path, test_seed: int, flowmc: Command) -> None:
+        def single(x: Array) -> Array:
+            return log_prob(x).astype(np.float32).astype(np.float64)
+
+        run_emcee(tmp_path / "target.h5", 20, test_seed % 2**32, single)
+        (tmp_path / "run.toml").write_text(RUN)
+        arguments = ("convert", tmp_path / "target.h5", tmp_path / "ens.h5", "--theory", tmp_path / "run.toml")
+        assert "--tolerance" in flowmc(*arguments).output
+        assert flowmc(*arguments, "--tolerance", "1e-5").exit_code == 0
+
+    def test_steps_that_were_left_out_are_told(self, tmp_path: Path, test_seed: int) -> None:
+        for thin_by, told in ((1, False), (5, True)):
+            path = tmp_path / f"by_{thin_by}.h5"
+            backend = emcee.backends.HDFBackend(path)
+            moves = emcee.moves.GaussianMove(0.02)
+            sampler = emcee.EnsembleSampler(WALKERS, 8, log_prob, moves=moves, vectorize=True, backend=backend)
+            sampler.random_state = np.random.RandomState(test_seed % 2**32).get_state()
+            sampler.run_mcmc(np.zeros((WALKERS, 8)), 60, thin_by=thin_by, skip_initial_state_check=True)
+            done = ensemble_from_emcee(path, THEORY, tmp_path / f"ens_{thin_by}.h5")
+            assert done.steps_left_out == told
+            parameters = Ensemble(done.target).streams[0].description.algorithm_parameters
+            assert ("accepted" in parameters) == told
+
     def test_impossible_states(self, tmp_path: Path, rng: np.random.Generator) -> None:
         fields = rng.standard_normal((10, 3, 4, 2))
         density = log_prob(fields).reshape(10, 3)
