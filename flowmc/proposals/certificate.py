@@ -54,6 +54,8 @@ FEWEST_INEXACT, MOST_INEXACT, INEXACT_ROWS = 16, 128, 4096
 # Two-sided probability 6e-7 a score: a good flow fails about once in a hundred thousand certificates.
 CLOSURE_SCORE = 5.0
 TIMED_DRAWS = 64
+# Logarithm of a probability that a good flow does not meet.
+UNLIKELY = -15.0
 # Evaluations of log q where densities are compared: once, repeated, and in halves.
 COMPARISONS = 3
 # Largest tolerated discrepancies in nats: rounding of a deep network in its own precision, with a margin of ten over
@@ -391,9 +393,11 @@ def _fresh_draws(proposal: Proposal, fields: NDArray[Any], seed: int) -> Check:
     """Count draws that come again: for another seed, or (of continuous fields, which never do) within one batch."""
     # Of one size: what is compiled for a size may hold draws of its own.
     n = min(len(fields), TIMED_DRAWS)
-    one, other = (proposal.sample(fold(seed, number), n)[0] for number in range(2))
-    repeated = n * int(np.array_equal(one, other, equal_nan=True))
-    if proposal.metadata.space != "spin":
+    (one, log_q), (other, _) = (proposal.sample(fold(seed, number), n) for number in range(2))
+    if proposal.metadata.space == "spin":
+        # Configurations do come again: by chance all of them with the probability that q gives to the batch.
+        repeated = n * int(np.array_equal(one, other) and float(np.sum(log_q)) < UNLIKELY)
+    else:
         rows = [row.tobytes() for row in (*fields, *one, *other)]
         repeated = len(rows) - len(set(rows))
     detail = (
