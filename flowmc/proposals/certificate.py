@@ -397,6 +397,9 @@ def _fresh_draws(proposal: Proposal, fields: NDArray[Any], seed: int) -> Check:
     if proposal.metadata.space == "spin":
         # Configurations do come again: by chance all of them with the probability that q gives to the batch.
         repeated = n * int(np.array_equal(one, other) and float(np.sum(log_q)) < UNLIKELY)
+    elif fields[0].size == 1:
+        # Ten thousand single numbers in float32 do meet.
+        repeated = n * int(np.array_equal(one, other))
     else:
         rows = [row.tobytes() for row in (*fields, *one, *other)]
         repeated = len(rows) - len(set(rows))
