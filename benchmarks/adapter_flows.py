@@ -212,7 +212,9 @@ def nflows_flow(setting: Setting) -> Trained:
         made.forward = lambda x, context=None, plain=made.forward: plain(x)  # noqa: ARG005
         return made  # type: ignore[no-any-return]
 
-    parts = [AffineCouplingTransform(mask if i else 1 - mask, network) for i in range(2)]
+    # The default scales would let fields grow only.
+    scales = {"scale_activation": AffineCouplingTransform.GENERAL_SCALE_ACTIVATION}
+    parts = [AffineCouplingTransform(mask if i else 1 - mask, network, **scales) for i in range(2)]
     flow = Flow(CompositeTransform(parts), StandardNormal([setting.size]))
     flow.double()
     setting.fit_torch(flow.log_prob, flow.parameters())
