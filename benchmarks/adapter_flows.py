@@ -203,6 +203,7 @@ def nflows_flow(setting: Setting) -> Trained:
     from nflows.nn.nets import MLP
     from nflows.transforms.base import CompositeTransform
     from nflows.transforms.coupling import AffineCouplingTransform
+    from nflows.transforms.normalization import ActNorm
 
     mask = torch.arange(setting.size) % 2
 
@@ -212,10 +213,9 @@ def nflows_flow(setting: Setting) -> Trained:
         made.forward = lambda x, context=None, plain=made.forward: plain(x)  # noqa: ARG005
         return made  # type: ignore[no-any-return]
 
-    # The default scales would let fields grow only.
-    scales = {"scale_activation": AffineCouplingTransform.GENERAL_SCALE_ACTIVATION}
-    parts = [AffineCouplingTransform(mask if i else 1 - mask, network, **scales) for i in range(2)]
-    flow = Flow(CompositeTransform(parts), StandardNormal([setting.size]))
+    # The scales of its couplings let fields grow only; the first layer brings them to width one.
+    couplings = [AffineCouplingTransform(mask if i else 1 - mask, network) for i in range(2)]
+    flow = Flow(CompositeTransform([ActNorm(setting.size), *couplings]), StandardNormal([setting.size]))
     flow.double()
     setting.fit_torch(flow.log_prob, flow.parameters())
 
