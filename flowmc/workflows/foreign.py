@@ -148,10 +148,11 @@ def _check_fits(found: Proposal, theory: Theory, flow: Path) -> None:
 
 
 def _is_candidate(name: str, value: Any, module: ModuleType) -> bool:
-    """Return whether a name may be meant: not private, and not imported from elsewhere."""
-    if name.startswith("_") or isinstance(value, ModuleType | type):
-        return False
-    return not inspect.isfunction(value) or value.__module__ == module.__name__
+    """Return whether a name may be meant: not private, not imported from elsewhere, and no plain data."""
+    if inspect.isfunction(value):
+        return not name.startswith("_") and value.__module__ == module.__name__
+    plain = (ModuleType, type, Theory, Path, str, bytes, int, float, tuple, list, dict)
+    return not (name.startswith("_") or isinstance(value, plain) or type(value).__module__ == "__future__")
 
 
 def _import(place: str) -> ModuleType:
