@@ -32,6 +32,7 @@ __all__ = [
     "checked_event",
     "checked_options",
     "checked_pair",
+    "coarser",
     "frozen_copy",
     "joined",
     "require_library",
@@ -222,6 +223,23 @@ def checked_pair(flow: Any) -> tuple[Any, Any]:
         expected="a pair of functions, (sample, log_prob)",
         fix="pass both as one argument: proposal((sample, log_prob), event_shape=...)",
     )
+
+
+def coarser(kinds: set[str]) -> str:
+    """Return the coarser of the types in which a flow computes its fields and log q.
+
+    Raises
+    ------
+    ParameterError
+        If one is neither float32 nor float64.
+    """
+    if not kinds <= DTYPES.keys():
+        raise ParameterError(
+            got=f"a flow that computes in {', '.join(sorted(kinds))}",
+            expected=f"one of {list(DTYPES)}",
+            fix="convert it, for example with dtype = 'float64'",
+        )
+    return "float32" if "float32" in kinds else "float64"
 
 
 def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from flowmc.arrays import check_field, require_x64
 from flowmc.errors import FlowmcError, LatticeMismatchError, ParameterError
-from flowmc.flows import DTYPES
 from flowmc.proposals import ProposalMetadata
 from flowmc.seeds import fold, jax_key
 from flowmc.theories import SPACES
@@ -23,6 +22,7 @@ from flowmc_adapters.base import (
     check_number,
     checked_event,
     checked_options,
+    coarser,
     joined,
     stated_metadata,
 )
@@ -159,13 +159,12 @@ class JaxProposal:
         check_drawn(field.shape, self._event)
         self._own_event, self._own_dtype = field.shape[1:], field.dtype
         kinds = {str(log_q.dtype)} if self._space.name == "spin" else {str(field.dtype), str(log_q.dtype)}
-        # The coarser of the two, where they differ.
-        dtype = "float32" if "float32" in kinds else "float64"
-        if not kinds <= DTYPES.keys() or (options.get("dtype") and dtype != wanted):
+        dtype = coarser(kinds)
+        if options.get("dtype") and dtype != wanted:
             raise ParameterError(
-                got=f"a flow that computes in {', '.join(sorted(kinds))}",
-                expected=f"{wanted}, or another of {list(DTYPES)} and not another `dtype`",
-                fix="convert its arrays, or say in `dtype` in which type it computes",
+                got=f"a flow that computes in {dtype}, with dtype = {wanted!r}",
+                expected="the type that it computes in",
+                fix="convert its arrays, or correct `dtype`",
             )
         self._metadata = stated_metadata(adapter, identity, self._event, dtype, options)
         self._compiled_sample = jax.jit(self._numbered, static_argnums=2)

@@ -29,6 +29,7 @@ from flowmc_adapters.base import (
     check_number,
     checked_event,
     checked_options,
+    coarser,
     frozen_copy,
     joined,
     stated_metadata,
@@ -45,7 +46,6 @@ __all__ = [
 ]
 
 LARGEST_BATCH = 1024
-FLOATS = {kind: name for name, kind in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -203,14 +203,7 @@ class HostProposal:
         _check_log_q(log_q, 1)
         self._own_event, self._device, self._dtype = tuple(field.shape[1:]), field.device, field.dtype
         kinds = {log_q.dtype} if self._spins else {field.dtype, log_q.dtype}
-        if not kinds <= FLOATS.keys():
-            raise ParameterError(
-                got=f"a flow that computes in {', '.join(sorted(map(str, kinds)))}",
-                expected=f"one of {list(DTYPES)}",
-                fix="convert it, for example with dtype = 'float64'",
-            )
-        # The coarser of the two, where they differ.
-        computes = "float32" if torch.float32 in kinds else "float64"
+        computes = coarser({str(kind).removeprefix("torch.") for kind in kinds})
         self._metadata = stated_metadata(adapter, identity, event, computes, options)
 
     @property
